@@ -1,0 +1,1 @@
+"""What every stage shares: settings, the loop, checkpoints, the run log, devices."""

@@ -1,0 +1,242 @@
+"""Runs and their logs: numbers that no two runs share, ``log/<n>.txt``, ``log/<n>.jsonl``, and what is unfinished.
+
+One start of the program is a *launch* of one or more runs in a row (a pipeline takes one number for each of its
+stages). The first line of its first run's JSON lines, written whole or not at all, reserves all its numbers and
+keeps its settings. A run is finished when its log has an ``end``, a launch when its last run is.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from tqdm import tqdm
+
+from data import BadInput, clean_temporaries, expand, write_whole
+from engine.settings import Settings
+
+
+@dataclass
+class Launch:
+    """The runs that one start of the program takes; reserved on disk when its first run starts."""
+
+    settings: Settings
+    stages: tuple[str, ...]
+    options: dict[str, Any]  # of the command line, as they were given
+    numbers: tuple[int, ...] = ()  # empty: not reserved yet
+    lock: IO | None = None  # held while a process works on the launch
+
+    @property
+    def log_dir(self) -> Path:
+        """Where the logs are."""
+        return expand(self.settings.result_log_dir)
+
+    @property
+    def runs(self) -> list["Run"]:
+        """One for every stage."""
+        return [Run(self, place) for place in range(len(self.stages))]
+
+    def reserve(self) -> None:
+        """Take the next free numbers and write the settings down, whole or not at all.
+
+        Raises:
+            BadInput: the log or the weight folder cannot be written to.
+        """
+        weight_dir = expand(self.settings.result_weight_dir)
+        with writable_folder(weight_dir):
+            clean_temporaries(weight_dir)
+            used = [int(match[0]) for path in weight_dir.iterdir() if (match := re.match(r"\d+", path.name))]
+        with writable_folder(self.log_dir):
+            clean_temporaries(self.log_dir)
+            used += [int(path.stem) for path in self.log_dir.glob("*.jsonl") if path.stem.isdigit()]
+            used += [number for record in read_records(self.log_dir) for number in record["runs"]]
+            first = max(used, default=0) + 1
+            self.numbers = tuple(range(first, first + len(self.stages)))
+            record = {"event": "reserved", "time": now(), "runs": self.numbers, "stages": self.stages,
+                      "options": self.options, "settings": self.settings.as_dict()}  # fmt: skip
+            line = json.dumps(record) + "\n"
+            write_whole(jsonl(self.log_dir, first), lambda path: path.write_text(line, encoding="utf-8"))
+            self.lock = take_lock(self.log_dir, first)
+
+
+def take_lock(log_dir: Path, first: int) -> IO | None:
+    """Lock the launch of run ``first`` for this process; None if another one holds it."""
+    file = open(jsonl(log_dir, first))  # noqa: SIM115 - open, and with it locked, until the process ends
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
+def jsonl(log_dir: Path, number: int) -> Path:
+    """The JSON lines of a run."""
+    return log_dir / f"{number}.jsonl"
+
+
+def has_ended(path: Path) -> bool:
+    """Whether a run's log holds its ``end``."""
+    if not path.exists():
+        return False
+    last = path.read_text(encoding="utf-8").rstrip("\n").rpartition("\n")[2]
+    return last.startswith('{"event": "end"') and last.endswith("}")
+
+
+def read_records(log_dir: Path) -> list[dict]:
+    """What every launch of a folder reserved, oldest first."""
+    records = []
+    for path in log_dir.glob("*.jsonl"):
+        with open(path, encoding="utf-8") as file, contextlib.suppress(json.JSONDecodeError):
+            record = json.loads(file.readline())
+            if isinstance(record, dict) and record.get("event") == "reserved":
+                records.append(record)
+    return sorted(records, key=lambda record: record["runs"])
+
+
+@contextlib.contextmanager
+def writable_folder(path: Path) -> Iterator[None]:
+    """Make a folder if need be and hold its lock.
+
+    Raises:
+        BadInput: it cannot be made or written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(13, "no permission to write")
+        folder = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be written to: {error.strerror}") from None
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+def find_unfinished(log_dir: Path, number: int | None = None) -> tuple[dict, IO] | None:
+    """The newest launch that has not finished and that no process works on, or the one that holds run ``number``.
+
+    Returns:
+        What it reserved, and its lock; None if there is none and no number was asked for.
+
+    Raises:
+        BadInput: run ``number`` does not exist, has finished, or is under way.
+    """
+    records = [record for record in read_records(log_dir) if number is None or number in record["runs"]]
+    unfinished = [record for record in records if not has_ended(jsonl(log_dir, record["runs"][-1]))]
+    for record in reversed(unfinished):
+        if lock := take_lock(log_dir, record["runs"][0]):
+            return record, lock
+    if number is not None:
+        problem = (
+            "is under way in another process"
+            if unfinished
+            else "has finished"
+            if records
+            else "does not exist"
+        )
+        raise BadInput(f"--resume {number}: run {number} {problem} (logs in {log_dir})")
+    return None
+
+
+def now() -> str:
+    """The time as the log writes it."""
+    return time.strftime("%Y-%m-%d %H:%M:%S")
+
+
+class Run:
+    """One run of one stage: its number, where its checkpoints go, and its log."""
+
+    def __init__(self, launch: Launch, place: int):
+        self.launch, self.place = launch, place
+        self.stage, self.settings = launch.stages[place], launch.settings
+
+    @property
+    def number(self) -> int:
+        """Of the run."""
+        return self.launch.numbers[self.place]
+
+    @property
+    def jsonl(self) -> Path:
+        """The log as JSON lines."""
+        return jsonl(self.launch.log_dir, self.number)
+
+    @property
+    def txt(self) -> Path:
+        """The log as the terminal showed it."""
+        return self.jsonl.with_suffix(".txt")
+
+    @property
+    def weights(self) -> Path:
+        """The checkpoint of the finished stage."""
+        return expand(self.settings.result_weight_dir) / f"{self.number}_{self.settings.hashcode_size}.pth"
+
+    @property
+    def part(self) -> Path:
+        """The checkpoint of the stage under way."""
+        return self.weights.with_suffix(".part.pth")
+
+    def is_done(self) -> bool:
+        """Whether the stage has finished, so that a resumed launch goes on to the next one."""
+        if not self.launch.numbers:
+            return False
+        if self.weights.exists() and not self.part.exists() and not has_ended(self.jsonl):
+            self.end()  # killed between the finished checkpoint and the last line of the log
+        return has_ended(self.jsonl)
+
+    def start(self, **values: Any) -> None:
+        """Take the number and begin the log; when resuming without a checkpoint, begin it again."""
+        if not self.launch.numbers:
+            self.launch.reserve()
+        if self.part.exists():
+            return
+        reserved = self.jsonl.read_bytes().splitlines(keepends=True)[:1] if self.place == 0 else []
+        self.rewind({self.jsonl.name: sum(map(len, reserved))})
+        self.event("start", stage=self.stage, run=self.number, settings=self.settings.as_dict(),
+                   seed=self.settings.seed, **values)  # fmt: skip
+        self.say(f"run {self.number}: {self.stage} on {self.settings.data_set_config}, "
+                 f"{self.settings.hashcode_size} bits, seed {self.settings.seed}, device {values['device']}")  # fmt: skip
+
+    def end(self) -> None:
+        """Finish the log: cut off what a kill may have left of a line, and add ``end``."""
+        content = self.jsonl.read_bytes()
+        os.truncate(self.jsonl, content.rfind(b"\n") + 1)
+        self.event("end", stage=self.stage, run=self.number)
+
+    def event(self, event: str, **values: Any) -> None:
+        """Append one line to the JSON lines."""
+        self.append(self.jsonl, json.dumps({"event": event, "time": now(), **values}))
+
+    def say(self, text: str) -> None:
+        """Show a text on the terminal and append it to the log."""
+        with tqdm.external_write_mode():
+            print(text, flush=True)
+        self.append(self.txt, text)
+
+    def append(self, path: Path, text: str) -> None:
+        """Append a line to a file and have it on the disk."""
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(text + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise BadInput(f"{path}: cannot be written: {error.strerror}") from None
+
+    def log_sizes(self) -> dict[str, int]:
+        """How long both logs are: a checkpoint keeps it, and resuming goes back to it."""
+        return {path.name: path.stat().st_size for path in (self.jsonl, self.txt)}
+
+    def rewind(self, sizes: Mapping[str, int]) -> None:
+        """Cut both logs back to ``sizes``, by name, else to nothing: what came later will be done again."""
+        for path in (self.jsonl, self.txt):
+            if path.exists():
+                os.truncate(path, sizes.get(path.name, 0))

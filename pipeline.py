@@ -1,0 +1,27 @@
+"""The whole of WSCH: pretrain, train and test in turn."""
+
+import pretrain
+import test
+import train
+from engine.runs import Run
+from engine.settings import Settings
+
+STAGES = ("pretrain", "train", "test")
+
+
+def train_model(settings: Settings, first: Run, second: Run, third: Run) -> dict[int, float]:
+    """Pre-train, train, and print the table of both and of an untrained network.
+
+    Returns:
+        mAP@K of the trained network by K.
+
+    Raises:
+        BadInput: any of the files cannot be used; known before the first epoch where it can be.
+    """
+    train.check_clusters(settings)
+    test.open_splits(settings, memory="disk")
+    pretrained = pretrain.train_model(settings, first)
+    trained = train.train_model(settings, second, pretrained)
+    return test.train_model(
+        settings, third, {"trained": trained, "pre-trained": pretrained, "untrained": None}
+    )

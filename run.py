@@ -1,0 +1,43 @@
+"""Edit the settings, then ``python run.py``. The imported stage is the one that runs.
+
+Every setting is an option too: ``python run.py --hashcode_size 32 --cfg.n_clusters 100 --stage train``;
+``python run.py --help`` explains them all. None means: what the dataset JSON says, else the published value.
+"""
+
+import sys
+
+from engine.launch import launch
+from pipeline import (
+    train_model,
+)  # or: from pretrain, train, test, bth.pipeline, bth.train, ... import train_model
+
+settings = dict(
+    data_set_config="Json/demo.json",  # or Json/fcvid.json, Json/Anet.json, Json/yfcc.json, or yours
+    max_iter=None,  # epochs of the two training stages, e.g. [100, 300]
+    lr=None,
+    batch_size=None,
+    hidden_size=None,  # width H of the encoder
+    decoder_size=None,  # width H' of the decoder
+    hashcode_size=None,  # bits
+    weight_path=None,  # checkpoint that train or test starts from; None: the newest one in result_weight_dir
+    result_log_dir="log",
+    result_weight_dir="weight",
+    cfg=dict(
+        a=None,  # weight of the cluster loss
+        b=None,  # weight of the contrastive loss
+        clus_temperature=None,
+        n_clusters=None,
+        temperature=None,
+        tau_plus=None,
+        p1=None,  # mask ratio of pre-training and clustering
+        p2=None,  # mask ratio of training
+    ),
+    seed=3346,
+    device="auto",  # cpu, cuda or mps
+    precision="float32",  # or bfloat16
+    memory="auto",  # ram or disk: where features are read from
+    num_workers=1,  # threads that read ahead
+)
+
+if __name__ == "__main__":
+    sys.exit(launch(train_model, settings, sys.argv[1:]))

@@ -1,0 +1,115 @@
+"""Stage 2 of WSCH: the cycle of clustering, cluster-guided and contrastive training (spec: section 7, train)."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import model
+from cluster import kmeans
+from data import BadInput, draw_views, open_store
+from engine.checkpoint import find_weights, load_weights
+from engine.device import environment, open_device
+from engine.loop import Pass, Stage, Step, encode, run_stage
+from engine.runs import Run
+from engine.settings import Settings
+from model import cluster_loss, contrastive_loss, reconstruction_loss
+from pretrain import masked
+
+STARTS_FROM = ("pretrain",)
+
+
+def train_model(settings: Settings, run: Run, pretrained: Path | None = None) -> Path:
+    """Train a pre-trained network, its Adam moments carried on.
+
+    Args:
+        settings: of the run.
+        run: where to log and to save.
+        pretrained: its checkpoint; None: what ``weight_path`` says.
+
+    Returns:
+        The finished checkpoint.
+
+    Raises:
+        BadInput: training set or checkpoint cannot be used, there are more centers than codes, or a loss is not
+            finite.
+    """
+    if run.is_done():
+        return run.weights
+    config, cfg, device = settings.config, settings.cfg, open_device(settings)
+    path = pretrained or find_weights(settings, STARTS_FROM)
+    weights = load_weights(path, settings, config, STARTS_FROM, model)
+    check_clusters(settings)
+    store = open_store(config, config.train, settings.memory, device)
+    net = weights.net
+    net.bfloat16 = settings.precision == "bfloat16"
+    if len(net.centers) != cfg.n_clusters:  # pre-training leaves them at zero
+        net.centers = torch.zeros(cfg.n_clusters, net.centers.shape[1])
+    net.to(device)
+    optimizer = torch.optim.Adam(net.parameters(), settings.lr, fused=True)
+    if weights.optimizer:
+        optimizer.load_state_dict(weights.optimizer)
+        optimizer.param_groups[0].update(lr=settings.lr, fused=True, foreach=None)
+
+    def cluster(epoch: int, rng: np.random.Generator) -> dict[str, float]:
+        """Step 1: new sign centers from the codes of both views of every video."""
+        _, masks = draw_views(rng, len(store), store.shape[1], cfg.p1)
+
+        def codes_of(frames: Tensor, rows: slice) -> Tensor:
+            return (
+                net.embed(frames, masks[:, rows].flatten(0, 1))
+                .sign()
+                .char()
+                .view(2, len(frames), -1)
+                .transpose(0, 1)
+            )
+
+        codes = encode(store, codes_of, device, settings, "codes of both views")  # (N, 2, b)
+        codes = codes.transpose(0, 1).flatten(0, 1).to(device)  # (2N, b), view 1 first
+        start = net.centers if epoch else None
+        seed = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        result = kmeans(codes, cfg.n_clusters, init=start, generator=seed)
+        net.centers.copy_(result.centers.sign())
+        return {"inertia": result.inertia, "rounds": result.n_iter}
+
+    def guided(frames: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Step 2: reconstruction, and every video towards its nearest center."""
+        out = net(frames, mask)
+        pull = sum(cluster_loss(h, net.centers, cfg.clus_temperature) for h in out.embedding.chunk(2))
+        return {
+            "reconstruction": reconstruction_loss(out.reconstruction, frames, mask),
+            "cluster": cfg.a * pull,
+        }
+
+    def contrastive(frames: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Step 3: reconstruction, and both views of a video towards each other."""
+        out = net(frames, mask)
+        return {
+            "reconstruction": reconstruction_loss(out.reconstruction, frames, mask),
+            "contrastive": cfg.b * contrastive_loss(*out.embedding.chunk(2), cfg.temperature, cfg.tau_plus),
+        }
+
+    passes = [
+        Step("clustering", cluster),
+        Pass("cluster-guided", masked(store, cfg.p2), guided),
+        Pass("contrastive", masked(store, cfg.p2), contrastive),
+    ]
+    run.start(**environment(device), videos=len(store), weights=str(path))
+    run.say(f"starts from {path}")
+    run_stage(run, Stage(net, optimizer, store, passes, settings.max_iter[1], lambda _: settings.lr))
+    run.end()
+    return run.weights
+
+
+def check_clusters(settings: Settings) -> None:
+    """Compare the number of centers with that of codes.
+
+    Raises:
+        BadInput: there are more centers.
+    """
+    config = settings.config
+    n_videos = len(open_store(config, config.train, "disk", "cpu"))
+    if settings.cfg.n_clusters > 2 * n_videos:
+        raise BadInput(f"'cfg.n_clusters' is {settings.cfg.n_clusters}, more than the {2 * n_videos} codes of the "
+                       f"{n_videos} training videos of {config.path}")  # fmt: skip
