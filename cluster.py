@@ -63,7 +63,8 @@ def kmeans(
         Centers (means: whoever wants codes takes the sign), labels, inertia to the final centers, rounds.
 
     Raises:
-        ValueError: more centers than points, or none; `init` of another shape; max_iter below 1; another `empty`.
+        ValueError: more centers than points, or none; `init` of another shape; max_iter below 1;
+            another `empty`.
     """
     x = torch.as_tensor(x)
     if x.ndim != 2 or not 1 <= n_clusters <= len(x):
@@ -190,7 +191,7 @@ class _Lloyd:
         if len(few) > MOST_MOVED * len(centers):
             self._search(slice(None))
         elif len(few) > 0:
-            for rows, scores in _score_blocks(self.x, centers[few]):
+            for rows, scores in _score_blocks(self.x, centers[few], BLOCK):
                 found, score = _lowest(scores)
                 found = few[found]
                 ahead = (score < self.score[rows]) | (
@@ -208,7 +209,7 @@ class _Lloyd:
         """Compare these points with all centers."""
         x = self.x[points]
         labels, score = x.new_empty(len(x), dtype=torch.int64), x.new_empty(len(x))
-        for rows, scores in _score_blocks(x, self.centers):
+        for rows, scores in _score_blocks(x, self.centers, BLOCK):
             labels[rows], score[rows] = _lowest(scores)
         self.labels[points], self.score[points] = labels, score
 
@@ -255,7 +256,7 @@ class _Lloyd:
         )
 
 
-def _score_blocks(x: Tensor, centers: Tensor, block: int = BLOCK) -> Iterator[tuple[slice, Tensor]]:
+def _score_blocks(x: Tensor, centers: Tensor, block: int) -> Iterator[tuple[slice, Tensor]]:
     """Yield slices of points and their scores |c|^2 / 2 - x·c, (block, n_clusters), in one reused buffer."""
     half = centers.square().sum(1) / 2  # (n_clusters,)
     buffer = x.new_empty(min(block, len(x)), len(centers))

@@ -258,7 +258,7 @@ class FeatureFile:
         if not isinstance(self.dataset, h5py.Dataset):
             with h5py.File(path, "r") as file:
                 raise BadInput(f"{path}: no dataset 'feats', found {sorted(file)}")
-        shape, self.dtype = self.dataset.shape, self.dataset.dtype
+        shape, self.dtype = self.dataset.shape, self.dataset.dtype.newbyteorder("=")
         if len(shape) != 3 or shape[1:] != (n_frames, width):
             raise BadInput(
                 f"{path}: 'feats' has shape {shape}, the dataset JSON says (N, {n_frames}, {width})"
@@ -269,7 +269,7 @@ class FeatureFile:
             raise BadInput(f"{path}: 'feats' is {self.dtype}, expected float16, float32 or float64")
         self.n_videos = shape[0]
         offset = self.dataset.id.get_offset()  # None where the data are chunked, compressed or elsewhere
-        self.mapped = offset is not None and self.dtype.isnative
+        self.mapped = offset is not None and self.dataset.dtype.isnative
         if self.mapped:
             if os.path.getsize(path) < offset + self.dataset.nbytes:
                 raise BadInput(f"{path}: truncated, 'feats' reaches beyond the end of the file")
@@ -457,6 +457,8 @@ def read_mat(path: Path, variable: str) -> np.ndarray:
     Raises:
         BadInput: the file is missing or damaged, or has no such variable.
     """
+    if not path.exists():
+        raise BadInput(f"{path}: no such label file")
     try:
         if h5py.is_hdf5(path):  # version 7.3
             with h5py.File(path, "r") as file:
@@ -467,8 +469,6 @@ def read_mat(path: Path, variable: str) -> np.ndarray:
         else:
             present = sorted(name for name, _, _ in scipy.io.whosmat(path))
             array = scipy.io.loadmat(path, variable_names=[variable]).get(variable)
-    except FileNotFoundError:
-        raise BadInput(f"{path}: no such label file") from None
     except Exception as error:  # scipy raises many kinds for a damaged file
         raise BadInput(f"{path}: not a readable MAT file: {str(error).splitlines()[0]}") from None
     if array is None:
@@ -524,35 +524,40 @@ DEMO_VIDEOS = {"train": 960, "test": 480, "query": 120}
 def make_demo(config: DatasetConfig) -> None:
     """Generate the demo set's files where they are missing: deterministic, a second or two.
 
-    A class is a path of feature vectors. A video shows it in some of its frames only, under noise; the other
-    frames are clips from a pool that all classes share, and a strong nuisance (think of light and camera)
-    shifts the whole video. So single frames say little, and the directions of large variance say nothing.
+    A class is a path of three feature vectors. A video shows them in some of its frames; the others come from a
+    pool of clips that all classes share, and noise and a strong nuisance (think of light and camera), different
+    in every frame, lie over all of them. So no single frame tells the class, nor does the direction of largest
+    variance; what the frames of a video have in common does.
     """
-    parts = [(number, split) for number, split in enumerate((config.train, config.test, config.query))]
-    if all(path.exists() for _, split in parts for path in split.features + split.labels):
+    splits = (config.train, config.test, config.query)
+    if all(path.exists() for split in splits for path in split.features + split.labels):
         return
     width, n_frames = config.feature_size, config.max_frames
     rng = np.random.default_rng(0)
-    classes = rng.standard_normal((config.num_class, 4, width))
-    pool = rng.standard_normal((40, width))
-    nuisance = rng.standard_normal((6, width))
-    for number, split in parts:
+    classes = rng.standard_normal((config.num_class, 3, width), np.float32)
+    pool = rng.standard_normal((40, width), np.float32)
+    nuisance = rng.standard_normal((6, width), np.float32)
+    for number, split in enumerate(splits):
         rng = np.random.default_rng([1, number])
         n_videos = DEMO_VIDEOS[split.name]
         label = rng.permutation(n_videos) % config.num_class
-        phase = rng.integers(4, size=(n_videos, n_frames))
-        shown = classes[label[:, None], phase] * rng.uniform(0.5, 1.5, (n_videos, n_frames, 1))
+        phase = rng.integers(3, size=(n_videos, n_frames))
+        shown = classes[label[:, None], phase]  # (N, L, D)
         clips = pool[rng.integers(len(pool), size=(n_videos, n_frames))]
-        relevant = rng.random((n_videos, n_frames, 1)) < 0.5
-        shift = rng.standard_normal((n_videos, len(nuisance))) @ nuisance
-        features = np.where(relevant, shown, clips) + shift[:, None]
-        features += rng.standard_normal(features.shape)
+        relevant = rng.random((n_videos, n_frames, 1)) < 0.4
+        features = np.where(relevant, shown, clips)
+        features += rng.standard_normal((n_videos, n_frames, len(nuisance)), np.float32) @ nuisance
+        features += 1.1 * rng.standard_normal(features.shape, np.float32)
         multi_hot = np.eye(config.num_class, dtype=np.uint8)[label]
-        write_whole(split.features[0], lambda path, x=features: save_features(path, x.astype(np.float32)))
+        write_whole(split.features[0], lambda path, x=features: save_features(path, x))
         if split.labels:
-            write_whole(
-                split.labels[0], lambda path, x=multi_hot: scipy.io.savemat(path, {"labels": x}, False)
-            )
+            write_whole(split.labels[0], lambda path, x=multi_hot: save_labels(path, x))
+
+
+def save_labels(path: Path, labels: np.ndarray) -> None:
+    """Write multi-hot labels (N, num_class) as the field does: MAT version 5, variable ``labels``."""
+    with open(path, "wb") as file:
+        scipy.io.savemat(file, {"labels": labels})
 
 
 def save_features(path: Path, features: np.ndarray) -> None:
@@ -608,7 +613,7 @@ def main(arguments: list[str]) -> int:
             check_blocks(config)
             report(config)
     except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     return 0
 

@@ -4,8 +4,8 @@ Both systems make their codes with `binarize` and are measured with `evaluate`; 
 
 Axes: Q queries, N database videos, b bits, K the cut of mAP@K, q queries of one block.
 
-Codes hold -1, 0 or +1. For query q and video d the Hamming distance is (b - q.d) / 2, so ranking by
-distance is ranking by the integer score q.d, largest first, and one matrix product gives a block of it.
+Codes hold -1, 0 or +1. For query q and video d the Hamming distance is (b - q·d) / 2, so ranking by
+distance is ranking by the integer score q·d, largest first, and one matrix product gives a block of it.
 """
 
 import math
@@ -19,6 +19,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 GROUP = 32  # neighbouring videos whose best score stands for them at first
+SCORES = 2**23  # scores in a block: queries times database videos
+SCORES_GPU = 2**27
+QUERIES = 32  # in a block at least, however large the database
 COLUMNS = 8192  # database videos in one matrix product
 OPENED = 2**21  # scores of opened groups to work on at once
 
@@ -53,7 +56,7 @@ def binarize(v: Tensor) -> Tensor:
 
 
 def hamming_distance(query: Tensor, database: Tensor) -> Tensor:
-    """Hamming distance (b - q.d) / 2 between every query and database code.
+    """Hamming distance (b - q·d) / 2 between every query and database code.
 
     Args:
         query: codes in {-1, 0, +1}, (Q, b).
@@ -63,7 +66,7 @@ def hamming_distance(query: Tensor, database: Tensor) -> Tensor:
         Multiples of one half in [0, b], float32, (Q, N).
 
     Raises:
-        ValueError: the code lengths differ.
+        ValueError: the code lengths differ, codes hold other values, or there are none.
     """
     query, database = _codes(query, database)
     return (query.shape[1] - query.float() @ database.float().T) / 2
@@ -124,8 +127,7 @@ def evaluate(
 
     Raises:
         ValueError: no query, database video or K; code lengths or class counts differ; label rows unlike
-            code rows;
-            a K below 1 or beyond the database.
+            code rows; a K below 1 or beyond the database.
     """
     query, database = _codes(query, database)
     query_labels, database_labels = _labels(query_labels, database_labels, len(query), len(database))
@@ -138,7 +140,8 @@ def evaluate(
     patterns = patterns.to(query.device, torch.float32)
 
     ap, tie_ap, found, total = [], [], [], []
-    with tqdm(total=len(query), desc="ranking", unit="query", disable=not progress) as bar:
+    quiet = None if progress else True  # None: quiet where the output is not a terminal
+    with tqdm(total=len(query), desc="ranking", unit="query", delay=2, leave=False, disable=quiet) as bar:
         for rows, ranking in _ranked_blocks(query, database, depth):
             table = query_labels[rows].to(query.device, torch.float32) @ patterns.T > 0  # (q, patterns)
             relevant = table.gather(1, pattern[ranking.index]).cpu()  # (q, K)
@@ -187,13 +190,13 @@ def _tie_averaged_precision(relevant: Tensor, score: Tensor, last_n: Tensor, las
     r.scatter_(1, last, last_r[:, None])
     n, r, before = n.gather(1, group), r.gather(1, group), before.gather(1, group)
     j = rank - (rank * opens).cummax(1).values  # place within the group, from 0
-    share = r.double() / n
-    term = share * (before + 1 + j * (r - 1) / (n - 1).clamp(min=1)) / rank
+    others = j.double() * (r - 1) / (n - 1).clamp(min=1)  # relevant ones expected before
+    term = r.double() / n * (before + 1 + others) / rank
     return term.cumsum(1) / rank
 
 
 def _chance(total: Tensor, n: int, k: Tensor) -> Tensor:
-    """Expected AP@K of a random ranking, (Q, cuts): n videos in one tie group, `total` (Q, 1) of them relevant."""
+    """Expected AP@K of a random ranking, (Q, cuts): one tie group of n videos, `total` (Q, 1) relevant."""
     harmonic = (1 / torch.arange(1, int(k.max()) + 1, dtype=torch.float64)).cumsum(0)[k.long() - 1]
     return total / n * (harmonic + (total - 1) / max(n - 1, 1) * (k - harmonic)) / k
 
@@ -210,7 +213,7 @@ class _Ranking(NamedTuple):
     """The first K of the ranking of q queries, and the whole tie group that the cut goes through."""
 
     index: Tensor  # (q, K) database indices, nearest first
-    score: Tensor  # (q, K) their q.d
+    score: Tensor  # (q, K) their q·d
     tie_row: Tensor  # (T,) query of every video that ties with the K-th
     tie_index: Tensor  # (T,) its database index
 
@@ -224,7 +227,8 @@ def _ranked_blocks(query: Tensor, database: Tensor, depth: int) -> Iterator[tupl
     """
     n, bits = database.shape
     groups = -(-n // GROUP)
-    size = min(len(query), max(32, (2**23 if query.device.type == "cpu" else 2**27) // n))
+    size = max(QUERIES, (SCORES if query.device.type == "cpu" else SCORES_GPU) // n)
+    size = min(size, len(query))
     exact = _product_type(query.device, bits)
     database = database.to(exact)
     buffer = torch.full((size, groups * GROUP), -torch.inf, device=query.device)  # the last columns keep -inf
@@ -250,7 +254,7 @@ def _ranked_blocks(query: Tensor, database: Tensor, depth: int) -> Iterator[tupl
 
 
 def _rank(scores: Tensor, open_groups: Tensor, floor: Tensor, depth: int) -> _Ranking:
-    """Rank the videos of the open groups (q, groups) whose scores (q, groups * GROUP) reach the floor (q, 1)."""
+    """Rank the videos in open groups (q, groups) whose scores (q, groups * GROUP) reach the floor (q, 1)."""
     opened = open_groups.flatten().nonzero()[:, 0]
     near = scores.reshape(-1, GROUP).index_select(0, opened)  # (opened, GROUP)
     reaches = near >= floor[opened // open_groups.shape[1]]
@@ -288,6 +292,8 @@ def _codes(query: Tensor, database: Tensor) -> tuple[Tensor, Tensor]:
     for name, codes in (("query", query), ("database", database)):
         if codes.ndim != 2 or codes.numel() == 0:
             raise ValueError(f"{name} codes: expected a non-empty (videos, bits), found {tuple(codes.shape)}")
+        if not all(torch.equal(part, part.sign()) for part in codes.split(COLUMNS)):
+            raise ValueError(f"{name} codes: expected -1, 0 and +1 only")
     if query.shape[1] != database.shape[1]:
         raise ValueError(
             f"code lengths differ: query codes have {query.shape[1]} bits, database codes {database.shape[1]}"
@@ -303,7 +309,7 @@ def _labels(query: Tensor, database: Tensor, n_query: int, n_database: int) -> t
             raise ValueError(f"{name} labels: expected ({rows}, num_class), found {tuple(labels.shape)}")
     if query.shape[1] != database.shape[1]:
         raise ValueError(f"class counts differ: query has {query.shape[1]}, database {database.shape[1]}")
-    return query != 0, database != 0
+    return query.bool(), database.bool()
 
 
 def _cuts(ks: Sequence[int], n: int) -> list[int]:

@@ -23,6 +23,7 @@ N_HEADS = 4  # attention heads, encoder and decoder
 STATE_SIZE = 64  # rows of the SSD's state
 HEAD_WIDTH = 128  # channels of one SSD head
 KERNEL_SIZE = 4  # taps of the causal convolution
+LARGE_PRODUCT = 2**26  # multiplications from which a product is worth handing to oneDNN
 
 
 class Output(NamedTuple):
@@ -35,6 +36,28 @@ class Output(NamedTuple):
 def full(x: Tensor) -> Tensor:
     """``x`` in float32 at least: norms, softmax, the state space and decisions never run in half precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias``; a large one in float32 on a CPU goes to oneDNN: (..., I), (O, I) -> (..., O).
+
+    PyTorch hands float32 products to MKL, which takes twice as long as oneDNN on processors not made by Intel.
+    An operand in oneDNN's layout is the public way to ask for oneDNN; it costs a copy each way, hence the size.
+    ``torch.backends.mkldnn.flags(enabled=False)`` turns it off.
+    """
+    float32 = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
+    large = x.device.type == "cpu" and x.numel() * len(weight) >= LARGE_PRODUCT
+    if large and float32 and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled:
+        return F.linear(x.to_mkldnn(), weight, bias).to_dense()
+    return F.linear(x, weight, bias)
+
+
+class Linear(nn.Linear):
+    """A linear layer whose product is ``product``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``x`` (..., I) to (..., O)."""
+        return product(x, self.weight, self.bias)
 
 
 class RMSNorm(nn.Module):
@@ -91,7 +114,7 @@ class SSD(nn.Module):
         self.dt_bias = nn.Parameter(torch.zeros(n_heads))
         self.A_log = nn.Parameter(torch.empty(n_heads).uniform_(1, 16).log())
         self.D = nn.Parameter(torch.ones(n_heads))
-        self.x_proj = nn.Linear(width, n_heads + 2 * STATE_SIZE, bias=False)
+        self.x_proj = Linear(width, n_heads + 2 * STATE_SIZE, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix ``x`` (B, V, 2H) over time; every head owns 128 neighbouring channels."""
@@ -115,10 +138,10 @@ class Attention(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.query = nn.Linear(width, width, bias=False)
-        self.key = nn.Linear(width, width, bias=False)
-        self.value = nn.Linear(width, width, bias=False)
-        self.output = nn.Linear(width, width)
+        self.query = Linear(width, width, bias=False)
+        self.key = Linear(width, width, bias=False)
+        self.value = Linear(width, width, bias=False)
+        self.output = Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend from every token of ``x`` (B, V, H) to all of them."""
@@ -140,11 +163,11 @@ class Encoder(nn.Module):
         super().__init__()
         self.input_norm = LayerNorm(input_size)
         self.expand_norm = RMSNorm(hidden_size)
-        self.input_proj = nn.Linear(input_size, hidden_size, bias=False)
-        self.expand_proj = nn.Linear(hidden_size, 4 * hidden_size, bias=False)
+        self.input_proj = Linear(input_size, hidden_size, bias=False)
+        self.expand_proj = Linear(hidden_size, 4 * hidden_size, bias=False)
         self.conv = CausalConv(2 * hidden_size)
         self.ssd = SSD(2 * hidden_size)
-        self.output_proj = nn.Linear(2 * hidden_size, hidden_size)
+        self.output_proj = Linear(2 * hidden_size, hidden_size)
         self.attention_norm = LayerNorm(hidden_size)
         self.attention = Attention(hidden_size)
 
@@ -164,7 +187,7 @@ class Encoder(nn.Module):
         """
         norm, weight = self.input_norm, self.input_proj.weight
         normalised = F.layer_norm(frames, norm.normalized_shape, eps=norm.eps)
-        return F.linear(normalised, weight * norm.weight, weight @ norm.bias)
+        return product(normalised, weight * norm.weight, weight @ norm.bias)
 
 
 class HashLayer(nn.Module):
@@ -172,7 +195,7 @@ class HashLayer(nn.Module):
 
     def __init__(self, hidden_size: int, hashcode_size: int):
         super().__init__()
-        self.linear = nn.Linear(hidden_size, hashcode_size)
+        self.linear = Linear(hidden_size, hashcode_size)
         self.norm = LayerNorm(hashcode_size)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -192,10 +215,10 @@ class Decoder(nn.Module):
     def __init__(self, input_size: int, decoder_size: int, hashcode_size: int):
         super().__init__()
         self.mask_token = nn.Parameter(torch.zeros(1, 1, hashcode_size))
-        self.input_proj = nn.Linear(hashcode_size, decoder_size, bias=False)
+        self.input_proj = Linear(hashcode_size, decoder_size, bias=False)
         self.norm = LayerNorm(decoder_size)
         self.attention = Attention(decoder_size)
-        self.output_proj = nn.Linear(decoder_size, input_size)
+        self.output_proj = Linear(decoder_size, input_size)
 
     def forward(self, codes: Tensor, n_hidden: int) -> Tensor:
         """Reconstruct from codes (B, V, b) the vector (B, D) shared by all ``n_hidden`` hidden frames."""

@@ -9,7 +9,7 @@ from torch import Tensor
 import model
 from cluster import kmeans
 from data import BadInput, draw_views, open_store
-from engine.checkpoint import find_weights, load_weights
+from engine.checkpoint import find_weights, load_moments, load_weights
 from engine.device import environment, open_device
 from engine.loop import Pass, Stage, Step, encode, run_stage
 from engine.runs import Run
@@ -49,8 +49,7 @@ def train_model(settings: Settings, run: Run, pretrained: Path | None = None) ->
     net.to(device)
     optimizer = torch.optim.Adam(net.parameters(), settings.lr, fused=True)
     if weights.optimizer:
-        optimizer.load_state_dict(weights.optimizer)
-        optimizer.param_groups[0].update(lr=settings.lr, fused=True, foreach=None)
+        load_moments(optimizer, weights.optimizer, path)
 
     def cluster(epoch: int, rng: np.random.Generator) -> dict[str, float]:
         """Step 1: new sign centers from the codes of both views of every video."""

@@ -88,7 +88,7 @@ def load_weights(
     if "stage" not in content:
         net = system.load_published(content, str(path))
     elif stage in stages:
-        net = system.from_state(content["model"], str(path))
+        net = system.from_state(content.get("model", {}), str(path))
     else:
         raise BadInput(f"{path}: a checkpoint of stage {stage}, expected one of {' or '.join(stages)}")
     sizes = net.sizes
@@ -104,3 +104,23 @@ def load_weights(
     if problems:
         raise BadInput(f"{path}: {'; '.join(sorted(problems))}")
     return Weights(path, net, content.get("optimizer"), stage)
+
+
+def load_moments(optimizer: torch.optim.Optimizer, saved: Mapping, path: Path) -> None:
+    """Take over Adam's moments and step counts; the learning rate and all else stay as they are.
+
+    Raises:
+        BadInput: they are not those of the optimiser's parameters.
+    """
+    own = optimizer.state_dict()
+    try:
+        optimizer.load_state_dict({"state": saved["state"], "param_groups": own["param_groups"]})
+        fit = all(
+            state[name].shape == parameter.shape
+            for parameter, state in optimizer.state.items()
+            for name in ("exp_avg", "exp_avg_sq")
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        fit = False
+    if not fit:
+        raise BadInput(f"{path}: its optimizer state is not Adam's for these weights")

@@ -62,6 +62,7 @@ class StopSignals:
         self.number = 0  # of the signal that came, 0 for none
 
     def __enter__(self) -> "StopSignals":
+        self.number = 0
         self.previous = {
             number: signal.signal(number, self.request) for number in (signal.SIGINT, signal.SIGTERM)
         }

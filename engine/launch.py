@@ -34,7 +34,7 @@ def launch(train_model: Callable, form: Mapping[str, Any], arguments: list[str])
                 importlib.import_module(runs.settings.stage).train_model(runs.settings, *runs.runs)
             return 0
         except BadInput as error:
-            print(f"error: {error}", file=sys.stderr)
+            print("error:", " ".join(str(error).split()), file=sys.stderr)
             return 2
         except (Interrupted, KeyboardInterrupt):
             number = STOP.number or 2

@@ -18,17 +18,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from data import BadInput, FeatureStore, generator, progress, read_checkpoint
-from engine.checkpoint import save_checkpoint
-from engine.device import STOP, Interrupted, check_stop
+from engine.checkpoint import load_moments, save_checkpoint
+from engine.device import STOP, check_stop
 from engine.runs import Run
-from engine.settings import differences
+from engine.settings import Settings, differences
 
 Batch = tuple[Tensor, ...]  # the frames (B, L, D) first; the loop moves them to the device, and only them
 Fetch = Callable[[slice], Batch]  # the batch that stands at these places in the order of a pass
-
-
-class BadLoss(BadInput):
-    """A loss became infinite or not a number."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +165,7 @@ class Loop:
         """Add the pending loss terms to the sums.
 
         Raises:
-            BadLoss: one is not finite. No checkpoint has been written since its batch.
+            BadInput: one is not finite. No checkpoint has been written since its batch.
         """
         if not self.pending:
             return
@@ -179,7 +175,7 @@ class Loop:
         for (batch, n_videos, _), row in zip(self.pending, values, strict=True):
             if not all(map(math.isfinite, row)):
                 found = ", ".join(f"{key} = {value}" for key, value in zip(names, row, strict=True))
-                raise BadLoss(
+                raise BadInput(
                     f"run {self.log.number}, {self.log.stage}: the loss is not finite in epoch {epoch + 1}, pass "
                     f"{name}, batch {batch + 1}: {found}; the last good checkpoint is kept, try a smaller lr"
                 )
@@ -228,12 +224,15 @@ class Loop:
 
     def resume(self) -> None:
         """Go back to what the part checkpoint holds, the logs included."""
-        content = read_checkpoint(self.log.part)
-        changed = differences(content["settings"], self.log.settings.as_dict())
-        if content["stage"] != self.log.stage or changed:
-            raise BadInput(f"{self.log.part}: of another run: {'; '.join(changed) or content['stage']}")
+        path = self.log.part
+        content = read_checkpoint(path)
+        changed = differences(content.get("settings", {}), self.log.settings.as_dict())
+        if content.get("stage") != self.log.stage or changed:
+            raise BadInput(
+                f"{path}: a checkpoint of another run: {'; '.join(changed) or content.get('stage')}"
+            )
         self.stage.net.load_state_dict(content["model"])
-        self.stage.optimizer.load_state_dict(content["optimizer"])
+        load_moments(self.stage.optimizer, content["optimizer"], path)
         self.position, self.sums, self.losses = content["position"], content["sums"], content["losses"]
         self.seconds = content["seconds"]
         self.log.rewind(content["logs"])
@@ -283,7 +282,7 @@ def encode(
     store: FeatureStore,
     function: Callable[[Tensor, slice], Tensor],
     device: torch.device,
-    settings: Any,
+    settings: Settings,
     description: str,
 ) -> Tensor:
     """Apply a function to all videos in file order, in large batches, without gradient.
@@ -312,6 +311,3 @@ def encode(
             parts.append(function(to_device(frames, device), rows))
             check_stop()
     return torch.cat([part.cpu() for part in parts])
-
-
-__all__ = ["BadLoss", "Fetch", "Interrupted", "Pass", "Stage", "Step", "encode", "read_ahead", "run_stage"]

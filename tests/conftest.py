@@ -1,0 +1,126 @@
+"""A small synthetic dataset on disk, and the program as a user starts it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import scipy.io
+
+ROOT = Path(__file__).parents[1]
+N_TRAIN, N_DATABASE, N_QUERY, N_FRAMES, WIDTH, N_CLASSES = 20, 104, 6, 6, 24, 4
+
+
+def write_features(path: Path, features: np.ndarray, **options) -> None:
+    with h5py.File(path, "w") as file:
+        file.create_dataset("feats", data=features, **options)
+
+
+class Dataset:
+    """A dataset JSON and its files below a folder; ``change`` rewrites the JSON."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        rng = np.random.default_rng(0)
+        classes = rng.standard_normal((N_CLASSES, WIDTH)).astype(np.float32)
+        self.features, self.labels = {}, {}
+        for name, count in (("train", N_TRAIN), ("test", N_DATABASE), ("query", N_QUERY)):
+            label = np.arange(count) % N_CLASSES
+            noise = rng.standard_normal((count, N_FRAMES, WIDTH)).astype(np.float32)
+            self.features[name] = classes[label][:, None] + noise
+            self.labels[name] = np.eye(N_CLASSES, dtype=np.uint8)[label]
+            write_features(folder / f"{name}.h5", self.features[name])
+            scipy.io.savemat(folder / f"{name}.mat", {"labels": self.labels[name]})
+        self.content = {
+            "dataset": "synthetic",
+            "root": str(folder),
+            **{name: f"{name}.h5" for name in ("train", "test", "query")},
+            **{f"{name}_label": f"{name}.mat" for name in ("train", "test", "query")},
+            "num_class": N_CLASSES,
+            "hidden_size": WIDTH,
+            "max_frames": N_FRAMES,
+            "run": {
+                "max_iter": [2, 2],
+                "lr": 1e-3,
+                "batch_size": 8,
+                "hidden_size": 64,
+                "decoder_size": 32,
+                "hashcode_size": 16,
+                "cfg": {"n_clusters": 5, "p1": 0.5, "p2": 0.5},
+            },
+            "bth": {
+                "max_iter": [2, 2],
+                "batch_size": 8,
+                "hidden_size": 16,
+                "hashcode_size": 16,
+                "n_anchors": 8,
+            },
+        }
+        self.path = folder / "synthetic.json"
+        self.change()
+
+    def change(self, **values) -> None:
+        self.content |= values
+        self.path.write_text(json.dumps(self.content))
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    return Dataset(folder)
+
+
+@pytest.fixture
+def start(dataset, tmp_path, monkeypatch, capsys):
+    """Run ``python run.py`` in this process, in a folder of its own; gives (status, stdout, stderr)."""
+    from engine.launch import launch
+    from pipeline import train_model
+    from run import settings
+
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+
+    def run(*arguments: str):
+        capsys.readouterr()
+        form = settings | {"data_set_config": str(dataset.path), "device": "cpu"}
+        status = launch(train_model, form, [str(each) for each in arguments])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def spawn(dataset, tmp_path):
+    """Start ``python run.py`` as a process of its own in ``tmp_path/work``."""
+
+    def popen(*arguments: str) -> subprocess.Popen:
+        (tmp_path / "work").mkdir(exist_ok=True)
+        command = [
+            sys.executable,
+            str(ROOT / "run.py"),
+            "--data_set_config",
+            str(dataset.path),
+            "--device",
+            "cpu",
+        ]
+        return subprocess.Popen(
+            [*command, *map(str, arguments)],
+            cwd=tmp_path / "work",
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+
+    return popen
+
+
+def json_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]

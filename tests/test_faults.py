@@ -1,0 +1,501 @@
+"""What goes wrong outside: bad input, full disks, signals, kills. One line, status 2, nothing lost."""
+
+import json
+import os
+import pickle
+import signal
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import scipy.io
+import torch
+from conftest import N_CLASSES, N_DATABASE, N_FRAMES, N_TRAIN, WIDTH, json_lines, write_features
+
+import engine.checkpoint
+import engine.loop
+from data import BadInput, read_checkpoint, write_whole
+
+
+def snapshot(*folders: Path) -> dict:
+    """Every file below some folders with its content."""
+    return {path: path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
+
+
+def set_features(name, **change):
+    def apply(dataset):
+        features = dataset.features[name]
+        write_features(dataset.folder / f"{name}.h5", change["to"](features.copy()))
+
+    return apply
+
+
+def with_value(features, place, value):
+    features[place] = value
+    return features
+
+
+def set_labels(name, array, variable="labels"):
+    return lambda dataset: scipy.io.savemat(dataset.folder / f"{name}.mat", {variable: array})
+
+
+def write(name, content):
+    return lambda dataset: (dataset.folder / name).write_bytes(content)
+
+
+def truncate(name, keep):
+    def apply(dataset):
+        path = dataset.folder / name
+        os.truncate(path, int(path.stat().st_size * keep))
+
+    return apply
+
+
+def no_feats(dataset):
+    with h5py.File(dataset.folder / "train.h5", "w") as file:
+        file["features"] = dataset.features["train"]
+
+
+def mixed_files(dataset):
+    write_features(dataset.folder / "half.h5", dataset.features["train"].astype(np.float16))
+    dataset.change(train=["train.h5", "half.h5"])
+
+
+def set_json(**values):
+    return lambda dataset: dataset.change(**values)
+
+
+def remove_key(key):
+    def apply(dataset):
+        del dataset.content[key]
+        dataset.change()
+
+    return apply
+
+
+def set_run(**values):
+    return lambda dataset: dataset.change(run=dataset.content["run"] | values)
+
+
+def set_cfg(**values):
+    return lambda dataset: set_run(cfg=dataset.content["run"]["cfg"] | values)(dataset)
+
+
+def json_text(old, new):
+    return lambda dataset: dataset.path.write_text(dataset.path.read_text().replace(old, new, 1))
+
+
+def small_database(dataset):
+    write_features(dataset.folder / "test.h5", dataset.features["test"][:99])
+    scipy.io.savemat(dataset.folder / "test.mat", {"labels": dataset.labels["test"][:99]})
+
+
+def nothing(dataset):
+    pass
+
+
+ONES = np.ones((N_DATABASE, N_CLASSES), np.uint8)
+# (what is wrong, how it comes about, options, what the one line says)
+BAD_INPUTS = [
+    ("feature file missing", lambda d: (d.folder / "train.h5").unlink(), [], "train.h5: no such feature file"),
+    ("not HDF5", write("train.h5", b"not an HDF5 file at all"), [], "train.h5: not a readable HDF5 file"),
+    ("truncated HDF5", truncate("train.h5", 0.6), [], "train.h5: not a readable HDF5 file (damaged or truncated?)"),
+    ("empty file", write("test.h5", b""), [], "test.h5: not a readable HDF5 file"),
+    ("a folder", lambda d: ((d.folder / "query.h5").unlink(), (d.folder / "query.h5").mkdir()), [], "query.h5: "),
+    ("no feats", no_feats, [], "train.h5: no dataset 'feats', found ['features']"),
+    ("wrong rank", set_features("train", to=lambda x: x[0]), [], f"has shape ({N_FRAMES}, {WIDTH})"),
+    ("wrong width", set_json(hidden_size=WIDTH + 1), [], f"the dataset JSON says (N, {N_FRAMES}, {WIDTH + 1})"),
+    ("wrong frame count", set_json(max_frames=5), [], f"the dataset JSON says (N, 5, {WIDTH})"),
+    ("no videos", set_features("test", to=lambda x: x[:0]), [], "test.h5: 'feats' holds no video"),
+    ("integers", set_features("train", to=lambda x: x.astype(np.int32)), [], "is int32, expected float16, float32"),
+    ("files disagree", mixed_files, [], "half.h5: float16, but"),
+    ("NaN", set_features("train", to=lambda x: with_value(x, (3, 2, 1), np.nan)), ["--memory", "ram"],
+     "train.h5: video 3, frame 2: not finite"),
+    ("label file missing", lambda d: (d.folder / "test.mat").unlink(), [], "test.mat: no such label file"),
+    ("not a MAT file", write("test.mat", b"not a MAT file at all, but long enough " * 9), [], "test.mat: not a readable MAT"),
+    ("truncated MAT", truncate("query.mat", 0.5), [], "query.mat: not a readable MAT file"),
+    ("label variable missing", set_labels("test", ONES, "tags"), [], "no variable 'labels', found ['tags']"),
+    ("label count", set_labels("test", ONES[:-1]), [], f"has {N_DATABASE - 1} rows, but {N_DATABASE} videos"),
+    ("label columns", set_labels("test", np.ones((N_DATABASE, 3))), [], "has 3 columns, but num_class is 4"),
+    ("not binary", set_labels("test", 3 * ONES), [], "must hold 0 and 1 only, found 3"),
+    ("no positive label", set_labels("query", np.zeros((6, N_CLASSES))), [], "has no positive label at all"),
+    ("labels are text", set_labels("test", "dog"), [], "'labels' is not a numeric array"),
+    ("JSON missing", lambda d: d.path.unlink(), [], "synthetic.json: cannot be read: No such file or directory"),
+    ("JSON syntax", json_text("{", "{,"), [], "synthetic.json: line 1, column 2: "),
+    ("JSON is a list", lambda d: d.path.write_text("[]"), [], "expected a JSON object, found list"),
+    ("JSON key twice", json_text("{", '{"num_class": 4, '), [], "key 'num_class' stands there twice"),
+    ("unknown key", set_json(max_frame=3), [], "unknown key 'max_frame' (did you mean 'max_frames'?)"),
+    ("missing key", remove_key("num_class"), [], "key 'num_class' is missing"),
+    ("wrong type", set_json(num_class="4"), [], "'num_class' must be a positive integer, found \"4\""),
+    ("unknown run key", set_run(learning_rate=1), [], "in 'run': unknown key 'learning_rate'"),
+    ("unknown cfg key", set_cfg(n_cluster=1), [], "did you mean 'cfg.n_clusters'?"),
+    ("p is 1", set_cfg(p1=1.0), [], "'cfg.p1' must be 0 <= p1 < 1, found 1.0"),
+    ("nothing hidden", set_cfg(p2=0.1), [], "'cfg.p2' = 0.1 hides 0 of 6 frames"),
+    ("hidden_size", set_run(hidden_size=100), [], "must be a multiple of 64 (the encoder's width"),
+    ("decoder_size", set_run(decoder_size=33), [], "'decoder_size' must be a multiple of 4, found 33"),
+    ("small database", small_database, [], "mAP@100 needs a database of 100 videos, found 99"),
+    ("too many centers", nothing, ["--cfg.n_clusters", "41"], "'cfg.n_clusters' is 41, more than the 40 codes"),
+    ("unknown option", nothing, ["--learning_rate", "1"], "unknown key '--learning_rate'"),
+    ("option without value", nothing, ["--lr"], "argument --lr: expected one argument"),
+    ("option out of range", nothing, ["--batch_size", "0"], "'batch_size' must be 1 or more, found 0"),
+    ("unknown stage", nothing, ["--stage", "trian"], "'stage' must be one of pipeline"),
+    ("two problems", set_run(lr=-1), ["--seed", "-1"], "option 'seed' must be 0 or more, found -1; "),
+    ("weight_path in the pipeline", nothing, ["--weight_path", "x.pth"], "'weight_path' must be None"),
+    ("no checkpoint", nothing, ["--stage", "test", "--weight_path", "x.pth"], "x.pth: no such checkpoint"),
+    ("none that fits", nothing, ["--stage", "train"], "weight: no such"),
+    ("no such run", nothing, ["--resume", "7"], "--resume 7: run 7 does not exist"),
+    ("nothing to resume", nothing, ["--resume"], "--resume: no unfinished run in log"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("cause", "options", "message"), [row[1:] for row in BAD_INPUTS], ids=[row[0] for row in BAD_INPUTS]
+)
+def test_bad_input(start, dataset, tmp_path, cause, options, message):
+    cause(dataset)
+    before = snapshot(tmp_path)
+    status, out, err = start(*options)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert snapshot(tmp_path) == before
+
+
+def test_there_are_many_of_them():
+    assert len({row[0] for row in BAD_INPUTS}) >= 40
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
+def test_a_device_that_is_not_there(start):
+    status, _, err = start("--device", "cuda")
+    assert status == 2
+    assert "'device' is cuda, but this machine has none" in err
+
+
+class TestCheckpoints:
+    @pytest.fixture
+    def pretrained(self, start, tmp_path):
+        assert start("--stage", "pretrain")[0] == 0
+        return tmp_path / "work/weight/1_16.pth"
+
+    @pytest.mark.parametrize(
+        ("stage", "options", "message"),
+        [
+            ("train", ["--hashcode_size", 32], "its hashcode_size is 16, the settings say 32"),
+            ("train", ["--hidden_size", 128], "its hidden_size is 64, the settings say 128"),
+            ("test", ["--decoder_size", 64], "its decoder_size is 32, the settings say 64"),
+            ("bth.test", [], "a checkpoint of stage pretrain, expected one of"),
+        ],
+    )
+    def test_what_contradicts_the_settings_is_named(self, start, pretrained, stage, options, message):
+        status, _, err = start("--stage", stage, "--weight_path", pretrained, *options)
+        assert status == 2
+        assert message in err
+
+    def test_stage_centers_and_width(self, start, dataset, pretrained, tmp_path):
+        start("--stage", "train")
+        trained = tmp_path / "work/weight/2_16.pth"
+        assert (
+            "a checkpoint of stage train, expected one of pretrain"
+            in start("--stage", "train", "--weight_path", trained)[2]
+        )
+        assert (
+            "its cfg.n_clusters is 5, the settings say 6"
+            in start("--stage", "test", "--cfg.n_clusters", 6)[2]
+        )
+        for name in ("train", "test", "query"):
+            write_features(dataset.folder / f"{name}.h5", dataset.features[name][..., :20])
+        dataset.change(hidden_size=20)
+        assert "its features are 24 wide, those of" in start("--stage", "test")[2]
+
+    def test_a_folder_means_its_newest_that_fits(self, start, pretrained):
+        start("--stage", "pretrain", "--hashcode_size", 32)
+        _, out, _ = start("--stage", "train", "--weight_path", pretrained.parent)
+        assert "starts from" in out
+        assert "1_16.pth" in out
+
+    @pytest.mark.parametrize("damage", ["truncated", "text", "foreign", "renamed", "moments"])
+    def test_a_damaged_one(self, start, pretrained, damage):
+        content = torch.load(pretrained, weights_only=True)
+        if damage == "truncated":
+            os.truncate(pretrained, pretrained.stat().st_size // 2)
+        elif damage == "text":
+            pretrained.write_text("these are not weights")
+        elif damage == "foreign":
+            torch.save({"layer.weight": torch.zeros(3)}, pretrained)
+        elif damage == "renamed":
+            content["model"]["encoder.extra"] = content["model"].pop("encoder.input_proj.weight")
+            torch.save(content, pretrained)
+        elif damage == "moments":
+            content["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)
+            torch.save(content, pretrained)
+        status, _, err = start("--stage", "train", "--weight_path", pretrained)
+        assert status == 2
+        assert str(pretrained) in err
+        assert err.count("\n") == 1
+
+    def test_code_in_a_checkpoint_is_not_run(self, start, tmp_path):
+        trace = tmp_path / "trace"
+        bad = tmp_path / "bad.pth"
+
+        class Malicious:
+            def __reduce__(self):
+                return os.system, (f"touch {trace}",)
+
+        torch.save({"berthash": Malicious()}, bad)
+        pickle.loads(pickle.dumps(Malicious()))  # the file would leave a trace
+        assert trace.exists()
+        trace.unlink()
+        with pytest.raises(BadInput, match="not a checkpoint of plain tensors"):
+            read_checkpoint(bad)
+        assert start("--stage", "test", "--weight_path", bad)[0] == 2
+        assert not trace.exists()
+
+
+class TestWriting:
+    def test_a_failing_write_keeps_the_previous_file(self, tmp_path):
+        path = tmp_path / "file"
+        path.write_text("previous")
+
+        def fail(temporary):
+            temporary.write_text("half")
+            raise OSError(28, "No space left on device")
+
+        with pytest.raises(BadInput, match="file: cannot be written: No space left on device"):
+            write_whole(path, fail)
+        assert path.read_text() == "previous"
+        assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+    def test_a_full_disk_during_training_keeps_the_last_checkpoint(self, start, tmp_path, monkeypatch):
+        save, saved = torch.save, []
+
+        def full(content, path, *args, **kwargs):
+            save(content, path, *args, **kwargs)
+            saved.append(path)
+            if len(saved) == 2:
+                os.truncate(path, 100)
+                raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")
+
+        monkeypatch.setattr(torch, "save", full)
+        status, _, err = start("--stage", "pretrain")
+        assert status == 2
+        assert "1_16.part.pth: cannot be written: No space left" in err
+        assert read_checkpoint(tmp_path / "work/weight/1_16.part.pth")["position"] == (1, 0, 0)
+        monkeypatch.setattr(torch, "save", save)
+        assert start("--resume")[0] == 0
+        assert [path.name for path in (tmp_path / "work/weight").iterdir()] == ["1_16.pth"]
+
+    def test_a_folder_that_cannot_be_made(self, start, tmp_path):
+        (tmp_path / "work/weight").write_text("a file is in the way")
+        status, _, err = start()
+        assert status == 2
+        assert "weight: cannot be written to: " in err
+
+    def test_stale_temporaries_are_removed(self, start, tmp_path):
+        def die(temporary):
+            temporary.write_text("half")
+            os._exit(9)
+
+        (tmp_path / "work/weight").mkdir()
+        if (child := os.fork()) == 0:
+            write_whole(tmp_path / "work/weight/1_16.pth", die)
+        os.waitpid(child, 0)
+        assert len(list((tmp_path / "work/weight").iterdir())) == 1
+        start("--stage", "pretrain")
+        assert [path.name for path in (tmp_path / "work/weight").iterdir()] == ["1_16.pth"]
+
+
+def test_a_loss_that_is_not_finite_stops(start, dataset, tmp_path):
+    features = dataset.features["train"]
+    features[3] = 3e38  # finite, but its norm is not
+    write_features(dataset.folder / "train.h5", features)
+    status, _, err = start("--stage", "pretrain")
+    assert status == 2
+    assert "the loss is not finite in epoch 1, pass reconstruction, batch " in err
+    assert "reconstruction = " in err
+    assert err.count("\n") == 1
+    assert not list((tmp_path / "work/weight").glob("*_16.pth"))
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL within this process."""
+
+
+def trained(work: Path) -> tuple[list, dict]:
+    """What must not depend on interruptions: losses of every epoch and results, and the final weights."""
+    lines = [line for n in (1, 2, 3) for line in json_lines(work / f"log/{n}.jsonl")]
+    numbers = [(line["event"], line.get("epoch"), line.get("losses"), line.get("mAP")) for line in lines]
+    weights = {n: torch.load(work / f"weight/{n}_16.pth", weights_only=True) for n in (1, 2)}
+    return numbers, weights
+
+
+def assert_same(one, other):
+    assert one[0] == other[0]
+    for n in (1, 2):
+        for part in ("model", "sums", "losses", "position"):
+            if part == "model":
+                assert all(
+                    torch.equal(value, other[1][n][part][key]) for key, value in one[1][n][part].items()
+                )
+            else:
+                assert one[1][n][part] == other[1][n][part]
+        states = (content[1][n]["optimizer"]["state"] for content in (one, other))
+        for mine, theirs in zip(*(state.values() for state in states), strict=True):
+            assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+
+
+class TestResume:
+    @pytest.fixture
+    def undisturbed(self, start, tmp_path):
+        assert start()[0] == 0
+        found = trained(tmp_path / "work")
+        for folder in ("log", "weight"):
+            (tmp_path / "work" / folder).rename(tmp_path / f"undisturbed_{folder}")
+        return found
+
+    @pytest.mark.parametrize("where", ["batch", "save", "log", "kmeans", "finish"])
+    def test_bit_for_bit_wherever_it_was_killed(self, start, tmp_path, monkeypatch, undisturbed, where):
+        """Kill at the first such place, at the second, ...: every one of them once, resuming in between."""
+        from engine.runs import Run
+
+        count = {"left": 0}
+
+        def dying(function, before):
+            def call(*args, **kwargs):
+                if before and count["left"] == 0:
+                    raise Killed
+                result = function(*args, **kwargs)
+                count["left"] -= 1
+                if not before and count["left"] < 0:
+                    raise Killed
+                return result
+
+            return call
+
+        place = {
+            "batch": (torch.optim.Adam, "step", True),
+            "save": (engine.checkpoint.torch, "save", False),
+            "log": (Run, "append", False),
+            "kmeans": (__import__("train"), "kmeans", True),
+            "finish": (Path, "unlink", False),
+        }[where]
+        kills = 0
+        for survived in range(60):
+            count["left"] = survived
+            with monkeypatch.context() as patch:
+                patch.setattr(place[0], place[1], dying(getattr(place[0], place[1]), place[2]))
+                try:
+                    has_run = list((tmp_path / "work").glob("log/*.jsonl"))
+                    status, _, err = start(*(["--resume"] if has_run else ["--checkpoint_minutes", 1e-9]))
+                except Killed:
+                    kills += 1
+                    continue
+            assert status == 0 or "no unfinished run" in err  # killed behind its very last line
+            break
+        assert kills >= {"batch": 5, "save": 3, "log": 3, "kmeans": 2, "finish": 1}[where]
+        assert_same(trained(tmp_path / "work"), undisturbed)
+        assert sorted(path.name for path in (tmp_path / "work/weight").iterdir()) == ["1_16.pth", "2_16.pth"]
+
+    def test_other_settings_are_refused_and_named(self, start, tmp_path, monkeypatch):
+        self.interrupt(start, monkeypatch, "--lr", 1e-4)
+        status, _, err = start("--resume", "--lr", 2e-4, "--cfg.a", 1)
+        assert status == 2
+        assert "cfg.a was 0.02, is 1.0; lr was 0.0001, is 0.0002" in err
+        assert start("--resume", "--num_workers", 0, "--memory", "disk")[0] == 0
+        status, _, err = start("--resume", 2)
+        assert (status, "run 2 has finished" in err) == (2, True)
+
+    def test_an_unfinished_run_is_mentioned(self, start, monkeypatch):
+        self.interrupt(start, monkeypatch, "--stage", "pretrain")
+        _, out, _ = start("--stage", "pretrain")
+        assert out.startswith("run 1 (pretrain) is unfinished; to go on with it: python run.py --resume 1\n")
+        assert "run 2: pretrain" in out
+
+    def test_a_changed_part_is_refused(self, start, tmp_path, monkeypatch):
+        self.interrupt(start, monkeypatch)
+        part = tmp_path / "work/weight/1_16.part.pth"
+        content = torch.load(part, weights_only=True)
+        content["settings"]["lr"] = 1.0
+        torch.save(content, part)
+        status, _, err = start("--resume")
+        assert status == 2
+        assert "1_16.part.pth: a checkpoint of another run: lr was 1.0, is 0.001" in err
+
+    @staticmethod
+    def interrupt(start, monkeypatch, *arguments):
+        """Stop a run after its second save."""
+        save, calls = engine.loop.save_checkpoint, []
+
+        def stop(path, content):
+            save(path, content)
+            calls.append(path)
+            if len(calls) == 2:
+                raise Killed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.loop, "save_checkpoint", stop)
+            with pytest.raises(Killed):
+                start(*arguments)
+
+
+class TestProcesses:
+    """The same with real processes and real signals."""
+
+    @staticmethod
+    def wait_for(path: Path, text: str, process) -> None:
+        while process.poll() is None and not (path.exists() and text in path.read_text()):
+            time.sleep(0.01)
+        assert process.poll() is None
+
+    @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    def test_a_signal_saves_and_says_how_to_go_on(self, spawn, start, tmp_path, number, status):
+        process = spawn("--stage", "pretrain", "--max_iter", 100000, 0)
+        log = tmp_path / "work/log/1.jsonl"
+        self.wait_for(log, '"epoch": 2,', process)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=30)
+        assert process.returncode == status
+        assert err == "stopped; to go on with it: python run.py --resume 1\n"
+        part = read_checkpoint(tmp_path / "work/weight/1_16.part.pth")
+        epochs = [line["epoch"] for line in json_lines(log) if line["event"] == "epoch"]
+        assert epochs == list(range(1, len(epochs) + 1))
+        assert part["position"][0] == len(epochs)
+
+    def test_two_at_once_share_no_number_and_a_live_one_is_not_resumed(self, spawn, start, tmp_path):
+        processes = [spawn("--stage", "pretrain", "--max_iter", 100000, 0) for _ in range(2)]
+        logs = [tmp_path / f"work/log/{n}.jsonl" for n in (1, 2)]
+        for log, process in zip(logs, processes, strict=True):
+            self.wait_for(log, '"event": "epoch"', process)
+        assert "run 2 is under way in another process" in start("--resume", 2)[2]
+        for process in processes:
+            process.kill()
+            process.communicate()
+        assert [json.loads(log.read_text().split("\n")[0])["runs"] for log in logs] == [[1], [2]]
+
+    def test_sigkill(self, spawn, tmp_path):
+        rng = np.random.default_rng(0)
+        kills = 0
+        while True:
+            resume = ["--resume"] if list((tmp_path / "work").glob("log/*.jsonl")) else []
+            process = spawn(*resume, "--max_iter", 30, 10) if not resume else spawn(*resume)
+            try:
+                _, err = process.communicate(timeout=2 + 2 * rng.random() if kills < 2 else 60)
+            except __import__("subprocess").TimeoutExpired:
+                process.kill()
+                process.communicate()
+                kills += 1
+                continue
+            break
+        assert (process.returncode, err) == (0, "")
+        epochs = [
+            line["epoch"] for line in json_lines(tmp_path / "work/log/1.jsonl") if line["event"] == "epoch"
+        ]
+        assert epochs == list(range(1, 31))
+        assert sorted(path.name for path in (tmp_path / "work/weight").iterdir()) == ["1_16.pth", "2_16.pth"]
+
+
+def test_the_dataset_is_as_the_table_above_expects():
+    assert (N_TRAIN, N_DATABASE, N_CLASSES) == (20, 104, 4)

@@ -1,0 +1,88 @@
+"""Where settings come from, what they may be, and that all problems are named at once."""
+
+import pytest
+
+from data import BadInput
+from engine.launch import parse
+from engine.settings import FIELDS, Settings, differences, resolve
+
+
+def settings(dataset, options=None, **form):
+    return resolve({"data_set_config": str(dataset.path), **form}, options or {})
+
+
+class TestPrecedence:
+    def test_json_over_published(self, dataset):
+        found = settings(dataset)
+        assert (found.lr, found.hashcode_size, found.cfg.n_clusters) == (1e-3, 16, 5)
+        assert (found.cfg.a, found.seed) == (0.02, 3346)
+
+    def test_form_over_json(self, dataset):
+        found = settings(dataset, lr=0.5, cfg={"n_clusters": 7, "a": None})
+        assert (found.lr, found.cfg.n_clusters, found.cfg.a) == (0.5, 7, 0.02)
+
+    def test_option_over_form(self, dataset):
+        options, _ = parse(["--lr", "3e-4", "--cfg.n_clusters", "9", "--max_iter", "1", "2"], {})
+        found = settings(dataset, options, lr=0.5, cfg={"n_clusters": 7})
+        assert (found.lr, found.cfg.n_clusters, found.max_iter) == (3e-4, 9, (1, 2))
+
+    def test_published_values(self, dataset):
+        dataset.change(run={}, bth={}, max_frames=25)
+        wsch, bth = settings(dataset), settings(dataset, stage="bth.train")
+        assert (wsch.max_iter, wsch.lr, wsch.batch_size, wsch.hidden_size) == ((100, 300), 1e-4, 128, 1024)
+        assert (wsch.cfg.b, wsch.cfg.clus_temperature, wsch.cfg.temperature, wsch.cfg.tau_plus) == (
+            1.0,
+            0.2,
+            0.5,
+            0.1,
+        )
+        assert (wsch.cfg.n_clusters, wsch.cfg.p1, wsch.cfg.p2, wsch.hashcode_size) == (800, 0.9, 0.6, 64)
+        assert (bth.max_iter, bth.lr, bth.batch_size, bth.hidden_size) == ((56, 56), 3e-4, 256, 256)
+        assert (bth.bth.n_anchors, bth.bth.mask_weight, bth.bth.cluster_weight) == (2000, 0.92, 0.8)
+
+    def test_bth_reads_its_own_block(self, dataset):
+        found = settings(dataset, stage="bth.train")
+        assert (found.hidden_size, found.bth.n_anchors, found.lr) == (16, 8, 3e-4)
+
+
+class TestProblems:
+    def test_all_at_once(self, dataset):
+        dataset.change(run={"lr": -1, "cfg": {"p3": 0.1}})
+        with pytest.raises(BadInput) as error:
+            settings(dataset, {"seed": "x"}, batch_size=0, hidden_sizes=3)
+        for part in ("'lr' must be above 0, found -1", "unknown key 'cfg.p3' (did you mean 'cfg.p", "option 'seed'",
+                     "'batch_size' must be 1 or more, found 0", "unknown key 'hidden_sizes'"):  # fmt: skip
+            assert part in str(error.value)
+
+    @pytest.mark.parametrize(
+        ("name", "value", "expected"),
+        [
+            ("cfg.p1", 1.0, "0 <= p1 < 1"),
+            ("cfg.p1", 0.01, "hides 0 of 6 frames"),
+            ("hidden_size", 96, "a multiple of 64 (the encoder's width, not the feature's 24)"),
+            ("decoder_size", 30, "a multiple of 4"),
+            ("max_iter", [1], "two numbers"),
+            ("max_iter", [1, 2.5], "two numbers"),
+            ("hashcode_size", 16.5, "1 or more"),
+            ("tf32", 1, "true or false"),
+            ("device", "gpu", "auto, cpu, cuda or mps"),
+            ("precision", "float16", "float32 or bfloat16"),
+            ("lr", float("nan"), "above 0"),
+            ("cfg.tau_plus", True, "tau_plus"),
+            ("stage", "tests", "one of pipeline"),
+        ],
+    )
+    def test_each(self, dataset, name, value, expected):
+        with pytest.raises(BadInput) as error:
+            settings(dataset, {name: value})
+        assert expected in str(error.value)
+
+    def test_every_setting_is_explained(self):
+        assert all(item.metadata["description"] for item in FIELDS.values())
+
+
+def test_differences_name_both_values():
+    then = Settings().as_dict()
+    now = Settings(lr=0.5, memory="disk", num_workers=0).as_dict()
+    now["cfg"]["a"] = 1.0
+    assert differences(then, now) == ["cfg.a was 0.02, is 1.0", "lr was 0.0001, is 0.5"]

@@ -1,0 +1,191 @@
+"""The stages from end to end on a small synthetic dataset: what they compute, log and leave on disk."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import N_DATABASE, N_TRAIN, json_lines
+from test_model import GOLDEN
+
+import model
+from data import draw_views, generator, load_config, open_store
+from engine.checkpoint import load_weights
+from engine.settings import resolve
+from model import contrastive_loss, reconstruction_loss
+from pretrain import fresh_network
+
+
+class TestPipeline:
+    def test_runs_logs_and_prints_the_table(self, start, tmp_path):
+        status, out, err = start()
+        assert (status, err) == (0, "")
+        work = tmp_path / "work"
+        assert sorted(path.name for path in (work / "weight").iterdir()) == ["1_16.pth", "2_16.pth"]
+        assert sorted(path.name for path in (work / "log").iterdir()) == [
+            f"{n}.{kind}" for n in (1, 2, 3) for kind in ("jsonl", "txt")
+        ]
+        lines = out.splitlines()
+        rows = [
+            line.split()[0] for line in lines[lines.index(next(x for x in lines if x.startswith("mAP@K"))) :]
+        ]
+        assert rows[:2] == ["mAP@K", "trained"]
+        assert rows[5:8] == ["pre-trained", "untrained", "chance"]
+        events = {n: json_lines(work / "log" / f"{n}.jsonl") for n in (1, 2, 3)}
+        assert [event["event"] for event in events[1]] == ["reserved", "start", "epoch", "epoch", "end"]
+        assert [event["event"] for event in events[2]] == ["start", "epoch", "epoch", "end"]
+        assert [event["event"] for event in events[3]] == ["start", "result", "end"]
+        assert events[2][0]["settings"]["cfg"]["n_clusters"] == 5
+        epoch = events[2][2]
+        assert epoch["epoch"] == 2
+        assert list(epoch["losses"]) == ["clustering", "cluster-guided", "contrastive"]
+        assert all(math.isfinite(term) for terms in epoch["losses"].values() for term in terms.values())
+        result = events[3][1]
+        assert set(result["mAP"]) == {"5", "20", "40", "60", "80", "100"}
+        assert {"mAP_tie_expected", "precision", "recall", "zero_code_entries", "published"} <= set(result)
+        assert (work / "log" / "1.txt").read_text() in out
+
+    def test_equals_its_stages_one_by_one(self, start, tmp_path):
+        start()
+        for stage in ("pretrain", "train", "test"):
+            assert start("--stage", stage)[0] == 0
+        one, other = (torch.load(tmp_path / f"work/weight/{n}_16.pth", weights_only=True) for n in (2, 5))
+        assert all(torch.equal(value, other["model"][key]) for key, value in one["model"].items())
+        results = [json_lines(tmp_path / f"work/log/{n}.jsonl")[-2] for n in (3, 6)]
+        assert results[0]["mAP"] == results[1]["mAP"]
+
+    @pytest.mark.parametrize("change", [("--memory", "ram"), ("--num_workers", 0), ("--num_workers", 2)])
+    def test_memory_and_workers_change_no_bit(self, start, tmp_path, change):
+        start("--memory", "disk", "--stage", "pretrain")
+        start("--memory", "disk", *change, "--stage", "pretrain")
+        one, other = (torch.load(tmp_path / f"work/weight/{n}_16.pth", weights_only=True) for n in (1, 2))
+        assert all(torch.equal(value, other["model"][key]) for key, value in one["model"].items())
+
+    def test_bfloat16_learns_as_well(self, start, tmp_path):
+        start("--stage", "pretrain")
+        start("--stage", "pretrain", "--precision", "bfloat16")
+        one, other = (
+            json_lines(tmp_path / f"work/log/{n}.jsonl")[-2]["losses"]["reconstruction"] for n in (1, 2)
+        )
+        assert other["reconstruction"] != one["reconstruction"]
+        assert other["reconstruction"] == pytest.approx(one["reconstruction"], rel=0.02)
+
+
+class TestPretrain:
+    def test_is_adam_on_the_reconstruction_of_both_views(self, start, dataset, tmp_path):
+        start("--stage", "pretrain")
+        settings = resolve({"data_set_config": str(dataset.path)}, {})
+        net = fresh_network(settings, 24)
+        adam = torch.optim.Adam(net.parameters(), lr=1e-3)
+        losses = []
+        for epoch in range(2):
+            order, masks = draw_views(generator(3346, "pretrain", epoch, 0), N_TRAIN, 6, 0.5)
+            total = 0.0
+            for batch in np.array_split(order, [8, 16]):  # 8, 8 and the last 4
+                frames = torch.from_numpy(dataset.features["train"][batch])
+                loss = sum(
+                    reconstruction_loss(net(frames, mask[batch]).reconstruction, frames, mask[batch])
+                    for mask in masks
+                )
+                adam.zero_grad()
+                loss.backward()
+                adam.step()
+                total += loss.item() * len(batch)
+            losses.append(total / N_TRAIN)
+        logged = [
+            line["losses"]["reconstruction"]["reconstruction"]
+            for line in json_lines(tmp_path / "work/log/1.jsonl")[2:4]
+        ]
+        assert logged == pytest.approx(losses, rel=1e-5)
+
+
+class TestTrain:
+    def test_carries_adam_on_and_takes_its_own_lr(self, start, tmp_path):
+        start("--stage", "pretrain")
+        start("--stage", "train", "--max_iter", 0, 1, "--lr", 1e-5)
+        before, after = (torch.load(tmp_path / f"work/weight/{n}_16.pth", weights_only=True) for n in (1, 2))
+        steps = [content["optimizer"]["state"][0]["step"].item() for content in (before, after)]
+        assert steps == [2 * 3, 2 * 3 + 2 * 3]
+        assert after["optimizer"]["param_groups"][0]["lr"] == 1e-5
+
+    def test_centers_are_signs_of_the_codes_of_both_views(self, start, dataset, tmp_path):
+        start("--stage", "pretrain")
+        start("--stage", "train", "--max_iter", 0, 1, "--cfg.n_clusters", 2 * N_TRAIN)
+        content = torch.load(tmp_path / "work/weight/2_16.pth", weights_only=True)
+        # As many centers as codes: every distinct code is a center, and the sign of itself.
+        settings = resolve({"data_set_config": str(dataset.path)}, {})
+        weights = load_weights(
+            tmp_path / "work/weight/1_16.pth", settings, load_config(dataset.path), ("pretrain",), model
+        )
+        _, masks = draw_views(generator(3346, "train", 0, 0), N_TRAIN, 6, 0.5)
+        frames = torch.from_numpy(dataset.features["train"])
+        codes = torch.cat([weights.net.embed(frames, mask).sign() for mask in masks])
+        distinct = {tuple(code) for code in codes.tolist()}
+        assert distinct == {tuple(center) for center in content["model"]["centers"].tolist()}
+
+    def test_weights_of_the_two_losses(self, start, tmp_path):
+        start("--stage", "pretrain")
+        for a, b in ((1.0, 1.0), (2.0, 3.0)):
+            start("--stage", "train", "--max_iter", 0, 1, "--cfg.a", a, "--cfg.b", b, "--lr", 1e-12)
+        one, other = (json_lines(tmp_path / f"work/log/{n}.jsonl")[2]["losses"] for n in (2, 3))
+        assert other["cluster-guided"]["cluster"] == pytest.approx(
+            2 * one["cluster-guided"]["cluster"], rel=1e-4
+        )
+        assert other["contrastive"]["contrastive"] == pytest.approx(
+            3 * one["contrastive"]["contrastive"], rel=1e-4
+        )
+
+
+class TestTest:
+    def test_database_videos_retrieve_themselves(self, start, dataset, tmp_path):
+        dataset.change(query="test.h5", query_label="test.mat")
+        start("--stage", "pretrain", "--max_iter", 0, 0)
+        status, out, _ = start("--stage", "test")
+        assert status == 0
+        result = json_lines(tmp_path / "work/log/2.jsonl")[-2]
+        assert result["queries"] == result["database"] == N_DATABASE
+
+    def test_a_published_checkpoint_and_json_work_unchanged(self, start, dataset, tmp_path):
+        del dataset.content["run"], dataset.content["bth"]
+        rng = np.random.default_rng(0)
+        for name, count in (("test", N_DATABASE), ("query", 6)):
+            from conftest import write_features
+
+            write_features(
+                dataset.folder / f"{name}.h5", rng.standard_normal((count, 10, 40)).astype(np.float32)
+            )
+        dataset.change(hidden_size=40, max_frames=10)
+        status, out, err = start("--stage", "test", "--weight_path", GOLDEN / "wsch_mini.pth")
+        assert (status, err) == (0, "")
+        assert "32 bits" in out
+        result = json_lines(tmp_path / "work/log/1.jsonl")[-2]
+        assert result["bits"] == 32
+        # 10 frames: ties are possible, and they are counted
+        store = open_store(load_config(dataset.path), load_config(dataset.path).test, "ram", "cpu")
+        codes = model.load_published(GOLDEN / "wsch_mini.pth").hash(store.read(np.arange(N_DATABASE)))
+        assert result["zero_code_entries"] >= (codes == 0).sum() > 0
+
+    def test_published_rows(self, start, dataset):
+        dataset.change(dataset="fcv")
+        start("--stage", "pretrain", "--max_iter", 0, 0, "--hashcode_size", 64)
+        _, out, _ = start("--stage", "test", "--hashcode_size", 64)
+        row = next(line for line in out.splitlines() if line.startswith("published WSCH"))
+        assert row.split()[2:] == ["0.5580", "0.4240", "0.3840", "0.3620", "0.3450", "0.3280"]
+
+    def test_the_published_tables(self):
+        import test
+
+        rows = json.loads(test.PUBLISHED.read_text())
+        assert {name: list(bits) for name, bits in rows["WSCH"].items()} == dict.fromkeys(
+            ("fcv", "activitynet", "yfcc"), ["32", "64", "128"]
+        )
+        assert test.published_row("WSCH", "activitynet", 64)[20] == 0.242
+        assert test.published_row("BTH", "fcv", 64)[10] == 0.375
+        assert test.published_row("WSCH", "gtsrb", 64) == {}
+
+
+def test_contrastive_batch_of_one_video_is_finite():
+    # The last, partial batch may hold one video: no negatives, Ng = 0, loss 0.
+    h = torch.nn.functional.normalize(torch.randn(1, 8), dim=-1)
+    assert contrastive_loss(h, h, 0.5, 0.1) == 0
