@@ -9,6 +9,7 @@ import difflib
 import json
 import os
 import platform
+import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,7 +21,7 @@ import h5py
 import numpy as np
 import scipy.io
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 READ_BYTES = 64 << 20  # features are scanned and loaded in blocks of about this size
@@ -98,6 +99,62 @@ def read_checkpoint(path: str | Path) -> dict:
     if not isinstance(content, dict):
         raise BadInput(f"{path}: a checkpoint is a dict, found {type(content).__name__}")
     return content
+
+
+def build_network(
+    build: Callable[[Mapping[str, Tensor]], nn.Module],
+    state: Mapping[str, Tensor],
+    names: Mapping[str, str],
+    where: str,
+) -> nn.Module:
+    """Build a network from the weights of a state dict that may come from anywhere, strictly.
+
+    Args:
+        build: makes the network from weights under our names, its sizes read off them.
+        state: weights under the names of their source.
+        names: from these names to ours, all of them.
+        where: what to call the source in an error.
+
+    Returns:
+        The network with copies of the weights, float32.
+
+    Raises:
+        BadInput: a weight is missing, unknown, no finite dense tensor, or of a shape the others do not allow.
+    """
+    problems = sorted(f"{key} is unknown" for key in state.keys() - names.keys())
+    problems += sorted(f"{key} is missing" for key in names.keys() - state.keys())
+    if problems:
+        raise BadInput(f"{where}: not the weights of this network: {'; '.join(problems[:3])}")
+    weights = {ours: checked_weight(state[key], f"{where}: {key}") for key, ours in names.items()}
+    try:
+        with torch.device("meta"):  # no memory goes into sizes that are not yet checked
+            net = build(weights)
+    except (ValueError, TypeError) as error:
+        raise BadInput(f"{where}: not the weights of this network ({error})") from None
+    shapes = {ours: tuple(value.shape) for ours, value in net.state_dict().items()}
+    for key, ours in names.items():
+        if shapes[ours] != tuple(weights[ours].shape):
+            raise BadInput(
+                f"{where}: {key}: expected shape {shapes[ours]}, found {tuple(weights[ours].shape)}"
+            )
+    net.load_state_dict(weights, assign=True)
+    return net
+
+
+def checked_weight(tensor: Tensor, where: str) -> Tensor:
+    """A copy in float32 of a tensor that may come from anywhere."""
+    if not isinstance(tensor, Tensor):
+        raise BadInput(f"{where}: expected a tensor, found {type(tensor).__name__}")
+    if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
+        found = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
+        raise BadInput(f"{where}: expected dense floating-point values, found {found}")
+    # A view can repeat a few stored bytes a billion times; no honest weight does.
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise BadInput(f"{where}: expected {tensor.numel()} stored values, found a view of fewer")
+    weight = tensor.detach().to(torch.float32, copy=True)
+    if not weight.isfinite().all():
+        raise BadInput(f"{where}: expected finite values, found NaN or infinity")
+    return weight
 
 
 def read_json(path: str | Path) -> dict:
@@ -241,7 +298,10 @@ def load_config(path: str | Path) -> DatasetConfig:
 class FeatureFile:
     """One HDF5 file of frame features: dataset ``feats``, (N, L, D), float16, float32 or float64.
 
-    A contiguous, uncompressed dataset is memory-mapped at its offset; any other is read through h5py.
+    Videos of a contiguous, uncompressed dataset are read in place, at their offset in the file (unlike with a
+    memory map, a damaged disk is then an error and no crash, and what was read does not count as memory of
+    this process). Any other dataset is read through h5py, with a cache that holds a chunk's worth of videos, so
+    that reading in file order decompresses each chunk once.
 
     Raises:
         BadInput: the file is missing, damaged, or unlike ``n_frames`` and ``width``.
@@ -258,7 +318,7 @@ class FeatureFile:
         if not isinstance(self.dataset, h5py.Dataset):
             with h5py.File(path, "r") as file:
                 raise BadInput(f"{path}: no dataset 'feats', found {sorted(file)}")
-        shape, self.dtype = self.dataset.shape, self.dataset.dtype.newbyteorder("=")
+        shape, self.dtype = self.dataset.shape, self.dataset.dtype
         if len(shape) != 3 or shape[1:] != (n_frames, width):
             raise BadInput(
                 f"{path}: 'feats' has shape {shape}, the dataset JSON says (N, {n_frames}, {width})"
@@ -268,29 +328,96 @@ class FeatureFile:
         if self.dtype not in (np.float16, np.float32, np.float64):
             raise BadInput(f"{path}: 'feats' is {self.dtype}, expected float16, float32 or float64")
         self.n_videos = shape[0]
-        offset = self.dataset.id.get_offset()  # None where the data are chunked, compressed or elsewhere
-        self.mapped = offset is not None and self.dataset.dtype.isnative
-        if self.mapped:
-            if os.path.getsize(path) < offset + self.dataset.nbytes:
+        self.video_bytes = n_frames * width * self.dtype.itemsize
+        self.offset = self.dataset.id.get_offset()  # None where the data are chunked, compressed or elsewhere
+        if self.offset is not None:
+            if os.path.getsize(path) < self.offset + self.dataset.nbytes:
                 raise BadInput(f"{path}: truncated, 'feats' reaches beyond the end of the file")
-            self.array = np.memmap(path, self.dtype, "r", offset, shape)
+            self.file = open(path, "rb", buffering=0)  # noqa: SIM115  open as long as this object lives
+        elif self.dataset.chunks:
+            access = self.dataset.id.get_access_plist()
+            access.set_chunk_cache(10_007, (self.dataset.chunks[0] + 1) * self.video_bytes, 1.0)
+            self.dataset = h5py.Dataset(h5py.h5d.open(self.dataset.file.id, b"feats", access))
+
+    @property
+    def in_place(self) -> bool:
+        """Whether any video can be read without touching the others."""
+        return self.offset is not None
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """The videos ``rows`` (n,), strictly ascending, as an array (n, L, D)."""
-        if self.mapped:
-            return self.array[rows]
         try:
+            if self.in_place:
+                return self.read_in_place(rows)
             if rows[-1] - rows[0] == len(rows) - 1:
                 return self.dataset[rows[0] : rows[-1] + 1]
             return self.dataset[rows]
         except OSError as error:
             raise BadInput(f"{self.path}: cannot be read, videos {rows[0]} to {rows[-1]}: {error}") from None
 
+    def read_in_place(self, rows: np.ndarray) -> np.ndarray:
+        """Read each run of neighbouring videos at once; the disk hears of all of them first."""
+        videos = np.empty((len(rows), *self.dataset.shape[1:]), self.dtype)
+        raw = videos.view(np.uint8).reshape(-1)
+        size = self.video_bytes
+        ends = [*(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
+        runs = [  # (first byte in the array, last, first byte in the file)
+            (start * size, stop * size, self.offset + int(rows[start]) * size)
+            for start, stop in zip([0, *ends], ends, strict=False)
+        ]
+        if len(runs) > 1 and hasattr(os, "posix_fadvise"):
+            for start, stop, where in runs:
+                os.posix_fadvise(self.file.fileno(), where, stop - start, os.POSIX_FADV_WILLNEED)
+        for start, stop, where in runs:
+            while start < stop:  # a single call reads at most 2 GB
+                n_read = os.preadv(self.file.fileno(), [raw[start:stop]], where)
+                if n_read == 0:
+                    raise OSError("the file has become shorter")
+                start, where = start + n_read, where + n_read
+        return videos
+
+    def unpacked(self, folder: Path) -> "FeatureFile":
+        """This file's copy that can be read in place, made unless it is there already.
+
+        Args:
+            folder: where the copy goes, named by the file's path, size and time of change.
+
+        Raises:
+            BadInput: the copy does not fit on the disk, or cannot be written.
+        """
+        source, status = self.path.resolve(), self.path.stat()
+        own = f"{source.stem}-{zlib.crc32(str(source).encode()):08x}"
+        copy = folder / f"{own}-{status.st_size:x}-{status.st_mtime_ns:x}.h5"
+        if not copy.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            clean_temporaries(folder)
+            for outdated in folder.glob(f"{own}-*.h5"):
+                outdated.unlink(missing_ok=True)
+            needed, free = self.dataset.nbytes, shutil.disk_usage(folder).free
+            if needed > 0.98 * free:
+                raise BadInput(
+                    f"{self.path}: its unpacked copy needs {needed / 1e9:.1f} GB in {folder}, where "
+                    f"{free / 1e9:.1f} GB are free; make room, or set 'memory' to ram"
+                )
+            write_whole(copy, self.unpack)
+        file = FeatureFile(copy, *self.dataset.shape[1:])
+        file.path = self.path  # errors name the user's file
+        return file
+
+    def unpack(self, path: Path) -> None:
+        """Write the features, contiguous and uncompressed, to a file."""
+        with h5py.File(path, "w") as file:
+            copy = file.create_dataset("feats", self.dataset.shape, self.dtype)
+            size = max(1, READ_BYTES // self.video_bytes)
+            for start in progress(range(0, self.n_videos, size), f"unpacking {self.path.name}"):
+                rows = np.arange(start, min(start + size, self.n_videos))
+                copy[rows[0] : rows[-1] + 1] = self.read(rows)
+
     @property
     def layout(self) -> str:
         """How the file stores the array, in words."""
-        if self.mapped:
-            return "contiguous, memory-mapped"
+        if self.in_place:
+            return "contiguous, read in place"
         compression = self.dataset.compression or "uncompressed"
         return f"chunks of {self.dataset.chunks}, {compression}" if self.dataset.chunks else compression
 
@@ -305,6 +432,8 @@ class FeatureStore:
         memory: ``ram`` loads the set, ``disk`` reads what is asked for, ``auto`` loads it when it fits
             comfortably (half of the memory that is free).
         device: where ``ram`` keeps the set when it fits there too.
+        scratch: folder for unpacked copies of chunked files that stay on disk: for training, which reads in
+            random order and would decompress a chunk again for every video. None: no copies.
 
     Raises:
         BadInput: a file cannot be used, two of them disagree, or a feature is not finite.
@@ -317,6 +446,7 @@ class FeatureStore:
         width: int,
         memory: str = "auto",
         device: torch.device | str = "cpu",
+        scratch: Path | None = None,
     ):
         self.files = [FeatureFile(path, n_frames, width) for path in files]
         for file in self.files:
@@ -332,12 +462,20 @@ class FeatureStore:
         self.dtype = np.dtype(np.float16 if self.files[0].dtype == np.float16 else np.float32)
         self.nbytes = int(np.prod(self.shape)) * self.dtype.itemsize
         self.loaded: Tensor | None = None
+        self.unpacked: list[Path] = []  # files read from an unpacked copy
         if memory == "ram" or (memory == "auto" and self.nbytes < free_memory() / 2):
-            self.loaded = torch.empty(self.shape, dtype=torch.float16 if self.dtype == np.float16 else None)
-            for rows in self.blocks("loading"):
-                self.loaded[rows[0] : rows[-1] + 1] = torch.from_numpy(self.read_files(rows))
-            if torch.device(device).type == "cuda" and self.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
-                self.loaded = self.loaded.to(device)
+            self.load(device)
+        elif scratch is not None:
+            self.unpacked = [file.path for file in self.files if not file.in_place]
+            self.files = [file if file.in_place else file.unpacked(scratch) for file in self.files]
+
+    def load(self, device: torch.device | str) -> None:
+        """Read the set into memory, and on to a GPU where it fits comfortably."""
+        self.loaded = torch.empty(self.shape, dtype=torch.float16 if self.dtype == np.float16 else None)
+        for rows in self.blocks("loading"):
+            self.loaded[rows[0] : rows[-1] + 1] = torch.from_numpy(self.read_files(rows))
+        if torch.device(device).type == "cuda" and self.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
+            self.loaded = self.loaded.to(device)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -347,10 +485,24 @@ class FeatureStore:
         """Whether reading is no more than gathering from memory."""
         return self.loaded is not None
 
-    def read(self, rows: np.ndarray) -> Tensor:
-        """The videos ``rows`` (n,), in any order and with repeats, as a tensor (n, L, D) of the file's type."""
+    def is_at_hand(self, device: torch.device) -> bool:
+        """Whether reading for a device is no more than gathering from its own memory."""
+        return self.loaded is not None and self.loaded.device.type == device.type
+
+    @property
+    def place(self) -> str:
+        """Where the features are read from, in words for the log."""
         if self.loaded is not None:
-            return self.loaded[torch.from_numpy(rows).to(self.loaded.device)]
+            return f"{self.nbytes / 1e9:.1f} GB of features in memory ({self.loaded.device.type})"
+        copies = f"; unpacked once: {', '.join(map(str, self.unpacked))}" if self.unpacked else ""
+        return f"{self.nbytes / 1e9:.1f} GB of features read from disk{copies}"
+
+    def read(self, rows: np.ndarray) -> Tensor:
+        """The videos ``rows`` (n,), in any order and with repeats, as a tensor (n, L, D), float16 or float32."""
+        if self.loaded is not None and (np.diff(rows) == 1).all():
+            return self.loaded[rows[0] : rows[-1] + 1]  # a view
+        if self.loaded is not None:
+            return self.loaded[torch.from_numpy(rows).to(self.loaded.device, non_blocking=True)]
         unique, inverse = np.unique(rows, return_inverse=True)
         features = torch.from_numpy(self.read_files(unique))
         return features if len(unique) == len(rows) and (unique == rows).all() else features[inverse]
@@ -370,8 +522,8 @@ class FeatureStore:
                     video, frame = np.argwhere(~finite)[0]
                     raise BadInput(f"{file.path}: video {mine[video] - start}, frame {frame}: not finite")
                 self.checked[mine] = True
-            parts.append(part)
-        return (parts[0] if len(parts) == 1 else np.concatenate(parts)).astype(self.dtype, copy=False)
+            parts.append(part.astype(self.dtype, copy=False))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def blocks(self, description: str) -> Iterator[np.ndarray]:
         """All rows in file order, in blocks of about 64 MiB, with a progress bar."""
@@ -380,19 +532,38 @@ class FeatureStore:
             yield np.arange(start, min(start + size, len(self)))
 
 
-def open_store(config: DatasetConfig, split: Split, memory: str, device: torch.device | str) -> FeatureStore:
+def open_store(
+    config: DatasetConfig, split: Split, memory: str, device: torch.device | str, scratch: Path | None = None
+) -> FeatureStore:
     """The feature store of one split of a dataset."""
-    return FeatureStore(split.features, config.max_frames, config.feature_size, memory, device)
+    return FeatureStore(split.features, config.max_frames, config.feature_size, memory, device, scratch)
 
 
 def free_memory() -> int:
-    """Bytes of memory that can be had without swapping."""
+    """Bytes of memory that can be had without swapping, under the limit of a container or batch job too."""
     try:
-        with open("/proc/meminfo") as file:
-            lines = dict(line.split(":") for line in file)
-        return int(lines["MemAvailable"].split()[0]) * 1024
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        groups = [line.split(":") for line in Path("/proc/self/cgroup").read_text().splitlines()]
     except OSError:  # not Linux: all the memory there is
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    free = int(lines["MemAvailable"].split()[0]) * 1024
+    for _, controllers, name in groups:
+        if controllers not in ("", "memory"):  # control groups of version 2, of version 1
+            continue
+        names = ("memory.max", "memory.current") if controllers == "" else (
+            "memory.limit_in_bytes", "memory.usage_in_bytes")  # fmt: skip
+        root = Path("/sys/fs/cgroup", controllers)
+        folder = root / name.lstrip("/")
+        for group in {root, folder, *(each for each in folder.parents if root in each.parents)}:
+            try:
+                limit, used = ((group / each).read_text().strip() for each in names)
+                statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            except OSError:  # no limit here, or seen from inside a container
+                continue
+            if limit.isdigit():
+                cache = int(statistics.get("inactive_file", 0)) + int(statistics.get("active_file", 0))
+                free = min(free, max(0, int(limit) - int(used) + cache))
+    return free
 
 
 def progress(items: Iterable, description: str, **options: Any) -> tqdm:

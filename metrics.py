@@ -69,7 +69,7 @@ def hamming_distance(query: Tensor, database: Tensor) -> Tensor:
         ValueError: the code lengths differ, codes hold other values, or there are none.
     """
     query, database = _codes(query, database)
-    return (query.shape[1] - query.float() @ database.float().T) / 2
+    return (query.float() @ database.float().T).mul_(-0.5).add_(query.shape[1] / 2)  # in place: it may be large
 
 
 # ------------------------------------------------------------------------------------------------- metrics

@@ -1,7 +1,7 @@
-"""WSCH: the wide-shallow autoencoder for self-supervised video hashing, its losses, published checkpoints.
+"""WSCH: the wide-shallow autoencoder for self-supervised video hashing, its losses, published weights.
 
-Reading order: ``Encoder`` (visible frames -> tokens), ``HashLayer`` (tokens -> bits), ``Decoder`` (bits -> one
-reconstruction per video), ``WSCH`` (the whole), the three losses, ``load_published``.
+Reading order: ``Encoder`` (visible frames -> tokens), ``HashLayer`` (tokens -> bits), ``Decoder`` (bits ->
+one reconstruction per video), ``WSCH`` (the whole), the three losses, ``load_published``.
 
 Axes: B videos (view 1 of a batch, then view 2: 2B), L frames, V visible frames, M = L - V hidden frames,
 D feature width, H hidden width, b bits. A mask is boolean and True means hidden.
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data import BadInput, read_checkpoint
+from data import BadInput, build_network, read_checkpoint
 from metrics import binarize
 
 N_HEADS = 4  # attention heads, encoder and decoder
@@ -34,15 +34,15 @@ class Output(NamedTuple):
 
 
 def full(x: Tensor) -> Tensor:
-    """``x`` in float32 at least: norms, softmax, the state space and decisions never run in half precision."""
+    """``x`` in float32 at least: norms, softmax, the state space, decisions never run in half precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x @ weight.T + bias``; a large one in float32 on a CPU goes to oneDNN: (..., I), (O, I) -> (..., O).
 
-    PyTorch hands float32 products to MKL, which takes twice as long as oneDNN on processors not made by Intel.
-    An operand in oneDNN's layout is the public way to ask for oneDNN; it costs a copy each way, hence the size.
+    PyTorch hands float32 products to MKL, which uses half the speed of a processor not made by Intel. An operand
+    in oneDNN's layout is the public way to ask for oneDNN; it costs a copy each way, so only large products go.
     ``torch.backends.mkldnn.flags(enabled=False)`` turns it off.
     """
     float32 = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
@@ -145,14 +145,15 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend from every token of ``x`` (B, V, H) to all of them."""
-        query, key, value = (
-            linear(x).unflatten(-1, (N_HEADS, -1)).transpose(1, 2)  # (B, heads, V, H / heads)
-            for linear in (self.query, self.key, self.value)
+        weight = torch.cat([self.query.weight, self.key.weight, self.value.weight])
+        query, key, value = (  # one wide product for all three
+            each.unflatten(-1, (N_HEADS, -1)).transpose(1, 2)  # (B, heads, V, H / heads)
+            for each in product(x, weight).chunk(3, dim=-1)
         )
         if x.shape[1] > 1:
             y = F.scaled_dot_product_attention(query, key, value)
-        else:  # A token alone attends to itself. The fused kernel's gradient of query and key is rounding noise
-            y = value + 0 * query * key  # then, which Adam would blow up; here it is zero.
+        else:  # A token alone attends to itself. The fused kernel's gradient of query and key is rounding
+            y = value + 0 * query * key  # noise then, which Adam would blow up; here it is zero.
         return self.output(y.transpose(1, 2).flatten(-2))
 
 
@@ -302,7 +303,7 @@ class WSCH(nn.Module):
         return video_embedding(self.frame_codes(visible_frames(frames, mask)))
 
     def hash(self, frames: Tensor) -> Tensor:
-        """Video codes from all L frames: ``sign(mean of the frame codes)``, (B, L, D) -> (B, b) in {-1, 0, +1}."""
+        """Video codes ``sign(mean of all frame codes)``, (B, L, D) -> (B, b) in {-1, 0, +1}."""
         return self.frame_codes(frames).mean(1).sign()
 
     def frame_codes(self, frames: Tensor) -> Tensor:
@@ -317,10 +318,13 @@ class WSCH(nn.Module):
 
 def visible_frames(frames: Tensor, mask: Tensor) -> Tensor:
     """Gather what a mask leaves: frames (B, L, D), mask (B or 2B, L) -> (B or 2B, V, D)."""
-    visible = (~mask).nonzero()[:, 1].view(len(mask), -1)  # (2B, V), ascending: temporal order
-    video = torch.arange(len(mask), device=mask.device) % len(frames)
-    flat = (video[:, None] * frames.shape[1] + visible).to(frames.device, non_blocking=True)
-    return frames.flatten(0, 1)[flat]
+    n_hidden = mask.sum(1)
+    assert (n_hidden == n_hidden[0]).all()
+    n_visible = mask.shape[1] - int(n_hidden[0])
+    hidden = mask.to(frames.device, non_blocking=True).byte()
+    visible = hidden.argsort(dim=1, stable=True)[:, :n_visible]  # (2B, V), stable: in temporal order
+    video = torch.arange(len(mask), device=frames.device) % len(frames)
+    return frames.flatten(0, 1)[video[:, None] * frames.shape[1] + visible]
 
 
 def video_embedding(codes: Tensor) -> Tensor:
@@ -357,8 +361,8 @@ def cluster_loss(embedding: Tensor, centers: Tensor, temperature: float) -> Tens
 
     Args:
         embedding: video embeddings of one view, (B, b).
-        centers: sign centers, (n_clusters, b); no gradient. An all-zero center gives cos 0. Embeddings are means
-            of a few signs, so exact ties are common: they go to the lowest center, whatever the rounding.
+        centers: sign centers, (n_clusters, b); no gradient. An all-zero center gives cos 0. Embeddings are
+            means of a few signs, so exact ties are common: they go to the lowest center.
         temperature: the softmax temperature, above 0.
 
     Returns:
@@ -399,6 +403,7 @@ def contrastive_loss(embedding1: Tensor, embedding2: Tensor, temperature: float,
 
 # Published module names and ours. Parameters keep their last name (weight, bias, dt_bias, ...), and the
 # modules their registration order, so Adam's numbered states need no map.
+# Some releases say En.ssd for En.ssm.
 PUBLISHED_NAMES = {
     "En.Norm": "encoder.input_norm",
     "En.Norm1": "encoder.expand_norm",
@@ -407,8 +412,6 @@ PUBLISHED_NAMES = {
     "En.conv": "encoder.conv",
     "En.ssm": "encoder.ssd",
     "En.ssm.x_proj": "encoder.ssd.x_proj",
-    "En.ssd": "encoder.ssd",
-    "En.ssd.x_proj": "encoder.ssd.x_proj",
     "En.out_proj": "encoder.output_proj",
     "En.norm1": "encoder.attention_norm",
     "En.att1.linear_q": "encoder.attention.query",
@@ -436,21 +439,20 @@ def load_published(source: str | Path | Mapping, name: str = "state dict") -> WS
         name: what to call a source that is not a path in an error.
 
     Raises:
-        BadInput: the file cannot be read, or its names or shapes are not those of a WSCH network.
+        BadInput: the file cannot be read, or its names or weights are not those of a WSCH network.
     """
-    published = source
     if not isinstance(source, Mapping):
-        published, name = read_checkpoint(source), str(source)
-    state = {}
-    for key, value in published.get("berthash", published).items():
-        module, _, leaf = key.rpartition(".")
-        if key == "cluster_centers":
-            state["centers"] = value
-        elif module in PUBLISHED_NAMES:
-            state[f"{PUBLISHED_NAMES[module]}.{leaf}"] = value
-        else:
-            raise BadInput(f"{name}: '{key}' is not a weight of a published WSCH network")
-    return from_state(state, name)
+        source, name = read_checkpoint(source), str(source)
+    state = source.get("berthash", source)
+    if not isinstance(state, Mapping):
+        raise BadInput(f"{name}: 'berthash' is no state dict")
+    state = {str(key).replace("En.ssd.", "En.ssm."): value for key, value in state.items()}
+    published = {ours: module for module, ours in PUBLISHED_NAMES.items()}
+    names = {"cluster_centers": "centers"}
+    for ours in _weight_names() - {"centers"}:
+        module, _, leaf = ours.rpartition(".")
+        names[f"{published[module]}.{leaf}"] = ours
+    return build_network(_sized, state, names, name)
 
 
 def from_state(state: Mapping[str, Tensor], name: str) -> WSCH:
@@ -461,23 +463,19 @@ def from_state(state: Mapping[str, Tensor], name: str) -> WSCH:
         name: what to call their source in an error.
 
     Raises:
-        BadInput: a weight is missing, unknown, or of a shape the others do not allow.
+        BadInput: its names or weights are not those of a WSCH network.
     """
-    try:
-        (hidden_size, input_size) = state["encoder.input_proj.weight"].shape
-        (decoder_size, hashcode_size) = state["decoder.input_proj.weight"].shape
-        net = WSCH(input_size, hidden_size, decoder_size, hashcode_size, len(state["centers"]))
-    except (KeyError, ValueError, AttributeError, TypeError) as error:
-        raise BadInput(f"{name}: not the weights of a WSCH network ({error})") from None
-    expected = net.state_dict()
-    problems = [f"{key} is missing" for key in expected.keys() - state.keys()]
-    problems += [f"{key} is unknown" for key in state.keys() - expected.keys()]
-    problems += [
-        f"{key} has shape {tuple(state[key].shape)}, expected {tuple(expected[key].shape)}"
-        for key in expected.keys() & state.keys()
-        if state[key].shape != expected[key].shape
-    ]
-    if problems:
-        raise BadInput(f"{name}: not the weights of a WSCH network: {'; '.join(sorted(problems)[:3])}")
-    net.load_state_dict(state)
-    return net
+    return build_network(_sized, state, {ours: ours for ours in _weight_names()}, name)
+
+
+def _weight_names() -> set[str]:
+    """The names of all weights: the same at every size."""
+    with torch.device("meta"):
+        return set(WSCH(1, HEAD_WIDTH // 2, N_HEADS, 1, 1).state_dict())
+
+
+def _sized(weights: Mapping[str, Tensor]) -> WSCH:
+    """An empty network of the sizes that the weights have."""
+    hidden_size, input_size = weights["encoder.input_proj.weight"].shape
+    decoder_size, hashcode_size = weights["decoder.input_proj.weight"].shape
+    return WSCH(input_size, hidden_size, decoder_size, hashcode_size, len(weights["centers"]))

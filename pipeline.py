@@ -3,6 +3,7 @@
 import pretrain
 import test
 import train
+from engine.evaluation import open_splits
 from engine.runs import Run
 from engine.settings import Settings
 
@@ -19,7 +20,7 @@ def train_model(settings: Settings, first: Run, second: Run, third: Run) -> dict
         BadInput: any of the files cannot be used; known before the first epoch where it can be.
     """
     train.check_clusters(settings)
-    test.open_splits(settings, memory="disk")
+    open_splits(test.SYSTEM, settings, memory="disk")
     pretrained = pretrain.train_model(settings, first)
     trained = train.train_model(settings, second, pretrained)
     return test.train_model(

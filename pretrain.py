@@ -24,7 +24,7 @@ def train_model(settings: Settings, run: Run) -> Path:
         BadInput: the training set cannot be used, or a loss is not finite.
     """
     if run.is_done():
-        return run.weights
+        return run.end()
     config, device = settings.config, open_device(settings)
     store = open_store(config, config.train, settings.memory, device)
     net = fresh_network(settings, config.feature_size).to(device)
@@ -36,8 +36,7 @@ def train_model(settings: Settings, run: Run) -> Path:
     run.start(**environment(device), videos=len(store))
     optimizer = torch.optim.Adam(net.parameters(), settings.lr, fused=True)
     run_stage(run, Stage(net, optimizer, store, passes, settings.max_iter[0], lambda _: settings.lr))
-    run.end()
-    return run.weights
+    return run.end()
 
 
 def fresh_network(settings: Settings, input_size: int) -> WSCH:

@@ -36,7 +36,7 @@ def train_model(settings: Settings, run: Run, pretrained: Path | None = None) ->
             finite.
     """
     if run.is_done():
-        return run.weights
+        return run.end()
     config, cfg, device = settings.config, settings.cfg, open_device(settings)
     path = pretrained or find_weights(settings, STARTS_FROM)
     weights = load_weights(path, settings, config, STARTS_FROM, model)
@@ -97,8 +97,7 @@ def train_model(settings: Settings, run: Run, pretrained: Path | None = None) ->
     run.start(**environment(device), videos=len(store), weights=str(path))
     run.say(f"starts from {path}")
     run_stage(run, Stage(net, optimizer, store, passes, settings.max_iter[1], lambda _: settings.lr))
-    run.end()
-    return run.weights
+    return run.end()
 
 
 def check_clusters(settings: Settings) -> None:

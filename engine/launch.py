@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from data import BadInput, expand, unknown_keys
+from data import BadInput, clean_temporaries, expand, unknown_keys
 from engine.device import STOP, Interrupted
 from engine.runs import Launch, find_unfinished
 from engine.settings import BTH_PUBLISHED, FIELDS, Settings, differences, resolve
@@ -77,6 +77,8 @@ def resumed(form: Mapping[str, Any], options: dict[str, Any], number: int) -> La
     if not found:
         raise BadInput(f"--resume: no unfinished run in {log_dir}")
     record, lock = found
+    for folder in (log_dir, expand(record["settings"]["result_weight_dir"])):
+        clean_temporaries(folder)
     stage = {"stage": record["settings"]["stage"]}
     settings = resolve({**form, **stage}, {**record["options"], **options})
     if changed := differences(record["settings"], settings.as_dict()):

@@ -23,7 +23,7 @@ from engine.device import STOP, check_stop
 from engine.runs import Run
 from engine.settings import Settings, differences
 
-Batch = tuple[Tensor, ...]  # the frames (B, L, D) first; the loop moves them to the device, and only them
+Batch = tuple[Tensor, ...]  # the loop moves what is floating-point to the device; masks and indices stay
 Fetch = Callable[[slice], Batch]  # the batch that stands at these places in the order of a pass
 
 
@@ -146,12 +146,11 @@ class Loop:
         fetch = item.draw(rng)
         slices = [slice(start, start + size) for start in range(0, len(self.stage.store), size)]
         first = self.position[2]
-        workers = 0 if self.stage.store.in_memory else settings.num_workers
+        workers = 0 if self.stage.store.is_at_hand(self.device) else settings.num_workers
         for batch, content in enumerate(read_ahead(fetch, slices[first:], workers, self.device), first):
             torch.manual_seed(generator(settings.seed, self.log.stage, epoch, number, batch).integers(2**62))
-            frames, *rest = content
             self.stage.optimizer.zero_grad()
-            terms = item.loss(to_device(frames, self.device), *rest)
+            terms = item.loss(*(to_device(tensor, self.device) for tensor in content))
             sum(terms.values()).backward()
             self.stage.optimizer.step()
             n_videos = min(size, len(self.stage.store) - batch * size)
@@ -253,8 +252,10 @@ def read_ahead(
     """
 
     def get(places: slice) -> Batch:
-        frames, *rest = fetch(places)
-        return (frames.pin_memory() if device.type == "cuda" and not frames.is_cuda else frames, *rest)
+        batch = fetch(places)
+        if device.type != "cuda":
+            return batch
+        return tuple(tensor if tensor.is_cuda else tensor.pin_memory() for tensor in batch)
 
     if n_workers == 0:
         yield from map(get, slices)
@@ -273,9 +274,9 @@ def read_ahead(
                 future.cancel()
 
 
-def to_device(frames: Tensor, device: torch.device) -> Tensor:
-    """Frames on the device, as float32."""
-    return frames.to(device, non_blocking=True).float()
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Frames on the device, as float32; masks and indices as they are."""
+    return tensor.to(device, non_blocking=True).float() if tensor.is_floating_point() else tensor
 
 
 def encode(
@@ -299,7 +300,7 @@ def encode(
     """
     size = max(1, min(settings.batch_size * 2, len(store)))
     slices = [slice(start, min(start + size, len(store))) for start in range(0, len(store), size)]
-    workers = 0 if store.in_memory else settings.num_workers
+    workers = 0 if store.is_at_hand(device) else settings.num_workers
 
     def fetch(rows: slice) -> Batch:
         return (store.read(np.arange(rows.start, rows.stop)),)

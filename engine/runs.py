@@ -188,9 +188,8 @@ class Run:
         """Whether the stage has finished, so that a resumed launch goes on to the next one."""
         if not self.launch.numbers:
             return False
-        if self.weights.exists() and not self.part.exists() and not has_ended(self.jsonl):
-            self.end()  # killed between the finished checkpoint and the last line of the log
-        return has_ended(self.jsonl)
+        # Killed between the finished checkpoint and the last line of the log, a stage is done all the same.
+        return has_ended(self.jsonl) or (self.weights.exists() and not self.part.exists())
 
     def start(self, **values: Any) -> None:
         """Take the number and begin the log; when resuming without a checkpoint, begin it again."""
@@ -205,11 +204,13 @@ class Run:
         self.say(f"run {self.number}: {self.stage} on {self.settings.data_set_config}, "
                  f"{self.settings.hashcode_size} bits, seed {self.settings.seed}, device {values['device']}")  # fmt: skip
 
-    def end(self) -> None:
-        """Finish the log: cut off what a kill may have left of a line, and add ``end``."""
-        content = self.jsonl.read_bytes()
-        os.truncate(self.jsonl, content.rfind(b"\n") + 1)
-        self.event("end", stage=self.stage, run=self.number)
+    def end(self) -> Path:
+        """Finish the log, if that is not yet done, and return the stage's checkpoint."""
+        if not has_ended(self.jsonl):
+            content = self.jsonl.read_bytes()
+            os.truncate(self.jsonl, content.rfind(b"\n") + 1)  # what a kill may have left of a line
+            self.event("end", stage=self.stage, run=self.number)
+        return self.weights
 
     def event(self, event: str, **values: Any) -> None:
         """Append one line to the JSON lines."""

@@ -361,11 +361,13 @@ class TestPublished:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"En.in_proj.weight": None}, "not the weights"),
-            ({"De.out_proj.bias": None}, "decoder.output_proj.bias is missing"),
-            ({"De.extra.weight": torch.zeros(1)}, "'De.extra.weight' is not a weight"),
-            ({"hash.ln.weight": torch.zeros(31)}, r"norm.weight has shape \(31,\), expected \(32,\)"),
-            ({"hash.ln.extra": torch.zeros(32)}, "hash_layer.norm.extra is unknown"),
+            ({"En.in_proj.weight": None}, "En.in_proj.weight is missing"),
+            ({"De.extra.weight": torch.zeros(1)}, "De.extra.weight is unknown"),
+            ({"hash.ln.weight": torch.zeros(31)}, r"hash.ln.weight: expected shape \(32,\), found \(31,\)"),
+            ({"En.in_proj.weight": torch.zeros(63, 40)}, "hidden_size 63 is not a multiple of 64"),
+            ({"En.in_proj.weight": torch.zeros(64)}, "not the weights of this network"),
+            ({"hash.ln.bias": torch.full((32,), math.inf)}, "hash.ln.bias: expected finite values"),
+            ({"hash.ln.bias": [0.0] * 32}, "hash.ln.bias: expected a tensor, found list"),
         ],
     )
     def test_a_wrong_state_is_named(self, change, message):

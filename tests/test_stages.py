@@ -12,6 +12,7 @@ from test_model import GOLDEN
 import model
 from data import draw_views, generator, load_config, open_store
 from engine.checkpoint import load_weights
+from engine import evaluation
 from engine.settings import resolve
 from model import contrastive_loss, reconstruction_loss
 from pretrain import fresh_network
@@ -174,15 +175,13 @@ class TestTest:
         assert row.split()[2:] == ["0.5580", "0.4240", "0.3840", "0.3620", "0.3450", "0.3280"]
 
     def test_the_published_tables(self):
-        import test
-
-        rows = json.loads(test.PUBLISHED.read_text())
+        rows = json.loads(evaluation.PUBLISHED.read_text())
         assert {name: list(bits) for name, bits in rows["WSCH"].items()} == dict.fromkeys(
             ("fcv", "activitynet", "yfcc"), ["32", "64", "128"]
         )
-        assert test.published_row("WSCH", "activitynet", 64)[20] == 0.242
-        assert test.published_row("BTH", "fcv", 64)[10] == 0.375
-        assert test.published_row("WSCH", "gtsrb", 64) == {}
+        assert evaluation.published_row("WSCH", "activitynet", 64)[20] == 0.242
+        assert evaluation.published_row("BTH", "fcv", 64)[10] == 0.375
+        assert evaluation.published_row("WSCH", "gtsrb", 64) == {}
 
 
 def test_contrastive_batch_of_one_video_is_finite():

@@ -1,0 +1,143 @@
+"""Kill training processes at random moments, resume until done, compare with an undisturbed run bit for bit.
+
+``python -m bench.faults`` runs the pipeline on the demo set in processes of its own and sends them SIGKILL: at a
+random time, while a checkpoint is being written, or as an epoch begins (where the k-means is).
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from bench.machine import describe
+
+ROOT = Path(__file__).parents[1]
+OPTIONS = ["--max_iter", "3", "3", "--device", "cpu", "--checkpoint_minutes", "0.002"]
+
+
+def start(work: Path, *arguments: str) -> subprocess.Popen:
+    """``python run.py`` in a folder of its own, with one thread."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "run.py"), *arguments],
+        cwd=work,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_to_kill(
+    process: subprocess.Popen, work: Path, kind: str, rng: random.Random, seconds: float
+) -> bool:
+    """Wait for the moment of a kind; False if the process ended before."""
+    if kind == "at a random time":
+        time_out = rng.uniform(0, seconds)
+        try:
+            process.wait(time_out)
+        except subprocess.TimeoutExpired:
+            return True
+        return False
+    time_out = time.monotonic() + rng.uniform(0, seconds)  # only from here on does the moment count
+    while process.poll() is None:
+        if time.monotonic() > time_out:
+            if kind == "while a checkpoint was written" and list((work / "weight").glob("*.tmp")):
+                return True
+            logs = sorted((work / "log").glob("*.txt"))
+            if kind == "as an epoch began" and logs and time.time() - logs[-1].stat().st_mtime < 0.05:
+                time.sleep(rng.uniform(0, 0.1))
+                return True
+        time.sleep(0.0005)
+    return False
+
+
+def outcome(work: Path) -> tuple[list, dict[str, torch.Tensor]]:
+    """What must not depend on kills: losses and results of the logs, every tensor of the checkpoints."""
+    numbers, tensors = [], {}
+    for n in (1, 2, 3):
+        for line in (work / f"log/{n}.jsonl").read_text().splitlines():
+            event = json.loads(line)
+            numbers.append((n, event["event"], event.get("epoch"), event.get("losses"), event.get("mAP")))
+    for n in (1, 2):
+        content = torch.load(work / f"weight/{n}_64.pth", weights_only=True)
+        tensors |= {f"{n}/{name}": value for name, value in content["model"].items()}
+        for number, state in content["optimizer"]["state"].items():
+            tensors |= {f"{n}/adam/{number}/{name}": value for name, value in state.items()}
+    return numbers, tensors
+
+
+def main() -> int:
+    """Print how many kills there were, of what kind, and whether all runs ended alike."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=100, help="how many SIGKILLs (default: 100)")
+    parser.add_argument(
+        "--per_run", type=int, default=12, help="at most so many in one pipeline run (default: 12)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
+    arguments = parser.parse_args()
+    rng = random.Random(arguments.seed)
+    print(describe())
+    with tempfile.TemporaryDirectory() as folder:
+        calm = Path(folder) / "calm"
+        calm.mkdir()
+        shutil.copytree(ROOT / "Json", calm / "Json")
+        began = time.monotonic()
+        process = start(calm, *OPTIONS)
+        if process.wait():
+            raise SystemExit(process.stderr.read())
+        seconds = time.monotonic() - began
+        expected, tensors = outcome(calm)
+        files = {str(path.relative_to(calm)) for path in calm.rglob("*")}
+        kills, runs, different = Counter(), 0, 0
+        while kills.total() < arguments.kills:
+            runs += 1
+            work = Path(folder) / f"run{runs}"
+            for part in ("Json", "demo"):
+                shutil.copytree(calm / part, work / part)
+            in_this_run = 0
+            while True:
+                resumable = list((work / "log").glob("*.jsonl")) if (work / "log").exists() else []
+                process = start(work, *(["--resume"] if resumable else OPTIONS))
+                wanted = in_this_run < arguments.per_run and kills.total() < arguments.kills
+                kind = rng.choice(["at a random time", "while a checkpoint was written", "as an epoch began"])
+                if wanted and wait_to_kill(process, work, kind, rng, seconds / 2):
+                    process.kill()
+                    process.wait()
+                    kills[kind] += 1
+                    in_this_run += 1
+                    continue
+                error = process.communicate()[1]
+                if process.returncode == 0 or "no unfinished run" in error:
+                    break
+                raise SystemExit(f"run {runs} cannot be resumed: {error}")
+            found, others = outcome(work)
+            same = found == expected and others.keys() == tensors.keys()
+            same = same and all(torch.equal(value, others[name]) for name, value in tensors.items())
+            stray = {str(path.relative_to(work)) for path in work.rglob("*")} ^ files
+            different += not same or bool(stray)
+            verdict = "equal bit for bit" if same else "DIFFERENT"
+            print(
+                f"run {runs}: {in_this_run} kills, {verdict}, stray files: {sorted(stray) or 'none'}",
+                flush=True,
+            )
+    print(
+        f"{kills.total()} kills in {runs} pipeline runs: "
+        + ", ".join(f"{n} {kind}" for kind, n in kills.items())
+    )
+    print(
+        f"{runs - different} of {runs} runs ended like the undisturbed one, bit for bit, without a stray file"
+    )
+    return 1 if different else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""BTH, bidirectional-transformer hashing: the second system, on the same data, loop and metrics."""

@@ -1,0 +1,299 @@
+"""The bidirectional transformer of BTH, its losses, and the map from published checkpoints.
+
+Axes: B videos (or 2B, both videos of a pair in one batch), L frames, D feature width, H hidden width, b bits.
+A video's latent is the mean of its hidden frames.
+
+Where to find the paper's parts: frame map (``BTH.embed``), the transformer block (``BTH.attention`` and
+``BTH.feed_forward``), binary layer (``BTH.hash_layer``), reconstruction (``BTH.restore``).
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data import BadInput, build_network, read_checkpoint
+from metrics import binarize
+
+DROPOUT = 0.1
+
+
+class Output(NamedTuple):
+    """What the network makes of a batch of videos, frame by frame."""
+
+    codes: Tensor  # (B, L, b) in {-1, +1}, straight-through
+    reconstruction: Tensor  # (B, L, D)
+    hidden: Tensor  # (B, L, H)
+
+
+class Norm(nn.Module):
+    """``weight (x - mean) / (std + 1e-6) + bias`` over the last axis.
+
+    std is the unbiased one (n - 1) and eps is added to it, not to the variance: not PyTorch's LayerNorm.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last axis of ``x``."""
+        centered = x - x.mean(-1, keepdim=True)
+        return self.weight * centered / (x.std(-1, keepdim=True) + 1e-6) + self.bias
+
+
+class Attention(nn.Module):
+    """One head as wide as the model: ``W_o (drop(softmax(q k^T / sqrt(H))) v) + b_o``."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.output = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, dropout: float) -> Tensor:
+        """Let every frame of ``x`` (B, L, H) look at all frames of its video."""
+        q, k, v = (layer(x).unsqueeze(1) for layer in (self.query, self.key, self.value))  # (B, 1, L, H)
+        return self.output(F.scaled_dot_product_attention(q, k, v, dropout_p=dropout).squeeze(1))
+
+
+class FeedForward(nn.Module):
+    """``W_2 drop(gelu(W_1 x + b_1)) + b_2``, four times as wide inside, gelu in its tanh form."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.expand = nn.Linear(width, 4 * width)
+        self.contract = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor, dropout: float) -> Tensor:
+        """Transform every frame of ``x`` (B, L, H) by itself."""
+        x = F.gelu(self.expand(x), approximate="tanh")  # (B, L, 4H)
+        return self.contract(drop(x, dropout))
+
+
+class BTH(nn.Module):
+    """Frames of a video -> a hash code per frame, and the frames again from their codes alone.
+
+    Dropout follows ``train()`` and ``eval()`` in ``forward``; ``hash`` and ``latent`` never drop anything.
+
+    Args:
+        input_size: width D of a frame feature.
+        hidden_size: width H of the transformer, even.
+        hashcode_size: b, bits of a code.
+
+    Raises:
+        BadInput: a size that is not positive, or an odd hidden_size.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int = 256, hashcode_size: int = 64):
+        super().__init__()
+        sizes = {"input_size": input_size, "hidden_size": hidden_size, "hashcode_size": hashcode_size}
+        for name, size in sizes.items():
+            if size < 1:
+                raise BadInput(f"BTH: {name}: expected at least 1, found {size}")
+        if hidden_size % 2:
+            raise BadInput(f"BTH: hidden_size: expected an even number, found {hidden_size}")
+        self.sizes = sizes  # by the names of their settings
+        self.bfloat16 = False  # matrix products in bfloat16; everything else stays in float32
+        self.embed = nn.Linear(input_size, hidden_size)
+        self.attention = Attention(hidden_size)
+        self.feed_forward = FeedForward(hidden_size)
+        self.attention_norm = Norm(hidden_size)
+        self.feed_forward_norm = Norm(hidden_size)
+        self.hash_layer = nn.Linear(hidden_size, hashcode_size)
+        self.restore = nn.Linear(hashcode_size, input_size)
+
+    def forward(self, frames: Tensor) -> Output:
+        """Encode, hash and restore every frame.
+
+        Args:
+            frames: frame features, disturbed ones in training, (B, L, D).
+
+        Returns:
+            Codes (B, L, b), reconstruction (B, L, D) and hidden frames (B, L, H).
+        """
+        hidden = self._encode(frames, DROPOUT if self.training else 0.0)  # (B, L, H)
+        codes = self._frame_codes(hidden)  # (B, L, b)
+        with self._autocast(frames):
+            reconstruction = self.restore(codes)
+        return Output(codes, reconstruction.to(codes.dtype), hidden)
+
+    @torch.no_grad()
+    def hash(self, frames: Tensor) -> Tensor:
+        """Video code: the sign of the mean frame code, without dropout.
+
+        Args:
+            frames: clean frame features, (B, L, D).
+
+        Returns:
+            Codes in {-1, 0, +1} (zeros are ties, possible when L is even), (B, b).
+        """
+        return self._frame_codes(self._encode(frames, 0.0)).mean(1).sign()  # (B, b)
+
+    @torch.no_grad()
+    def latent(self, frames: Tensor) -> Tensor:
+        """Video latent: the mean hidden frame, without dropout.
+
+        Args:
+            frames: clean frame features, (B, L, D).
+
+        Returns:
+            Latent features, (B, H).
+        """
+        return self._encode(frames, 0.0).mean(1)  # (B, H)
+
+    def _encode(self, frames: Tensor, dropout: float) -> Tensor:
+        position = position_encoding(frames.shape[1], self.sizes["hidden_size"], frames.device)  # (L, H)
+        with self._autocast(frames):
+            e = drop(self.embed(frames) + position, dropout)  # (B, L, H)
+            e = e + drop(self.attention(self.attention_norm(e), dropout), dropout)
+            e = e + drop(self.feed_forward(self.feed_forward_norm(e), dropout), dropout)
+        return drop(e, dropout)
+
+    def _frame_codes(self, hidden: Tensor) -> Tensor:
+        with self._autocast(hidden):
+            v = self.hash_layer(hidden)
+        return binarize(v.to(hidden.dtype))  # (B, L, b); in float32 the mean over frames is exact
+
+    def _autocast(self, x: Tensor) -> torch.autocast:
+        """The precision of the matrix products from here on."""
+        return torch.autocast(x.device.type, torch.bfloat16, enabled=self.bfloat16)
+
+
+def drop(x: Tensor, dropout: float) -> Tensor:
+    """Zero each entry with probability ``dropout``, scale the others by 1 / (1 - dropout)."""
+    return F.dropout(x, dropout) if dropout else x
+
+
+def position_encoding(length: int, width: int, device: torch.device | str = "cpu") -> Tensor:
+    """The sinusoidal table of the Transformer, for any length.
+
+    ``PE(l, 2i) = sin(l / 10000^(2i / H))``, ``PE(l, 2i + 1) = cos(l / 10000^(2i / H))``.
+
+    Args:
+        length: L, number of positions.
+        width: H, even.
+        device: where the table is made.
+
+    Returns:
+        float32, (L, H).
+    """
+    frequency = torch.exp(torch.arange(0, width, 2, device=device) * (-math.log(10000.0) / width))  # (H/2,)
+    angle = torch.arange(length, device=device)[:, None] * frequency  # (L, H/2)
+    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)  # (L, H)
+
+
+def mask_loss(reconstruction: Tensor, frames: Tensor) -> Tensor:
+    """Squared error of the restored frames: ``sum (frame - clean)^2 / (videos L D)``.
+
+    That is ``/ (2 L D B)`` with both videos of B pairs in the batch, ``/ (L D B)`` with B single videos.
+
+    Args:
+        reconstruction: restored frames, (B or 2B, L, D).
+        frames: the clean frames, same shape.
+
+    Returns:
+        Scalar.
+    """
+    assert reconstruction.shape == frames.shape, (reconstruction.shape, frames.shape)
+    return F.mse_loss(reconstruction, frames)
+
+
+def neighborhood_loss(codes1: Tensor, codes2: Tensor, target: Tensor) -> Tensor:
+    """``mean over pairs of (target - hbar_1 . hbar_2 / b)^2``, hbar the mean frame code of a video.
+
+    Args:
+        codes1: frame codes of the first videos, (B, L, b).
+        codes2: frame codes of their partners, (B, L, b).
+        target: +1 for similar pairs, -1 for dissimilar ones, (B,).
+
+    Returns:
+        Scalar.
+    """
+    assert codes1.shape == codes2.shape, (codes1.shape, codes2.shape)
+    assert target.shape == codes1.shape[:1], target.shape
+    similarity = (codes1.mean(1) * codes2.mean(1)).mean(-1)  # (B,)
+    return (target - similarity).square().mean()
+
+
+def cluster_loss(hidden: Tensor, anchors: Tensor) -> Tensor:
+    """``sum (mean_l hidden - anchor)^2 / (H B)``: draw videos to the anchors of their pseudo labels.
+
+    For the B first videos of the pairs, or for their B partners; the two losses are added.
+
+    Args:
+        hidden: hidden frames, (B, L, H).
+        anchors: the nearest anchor of each video, (B, H).
+
+    Returns:
+        Scalar.
+    """
+    latent = hidden.mean(1)  # (B, H)
+    assert latent.shape == anchors.shape, (latent.shape, anchors.shape)
+    return F.mse_loss(latent, anchors)
+
+
+# Published names and ours; this is the only place that knows both.
+_BLOCK = "bert.transformer_blocks.0"
+_LAYERS = {
+    "bert.embedding.frame_map": "embed",
+    f"{_BLOCK}.attention.linear_layers.0": "attention.query",
+    f"{_BLOCK}.attention.linear_layers.1": "attention.key",
+    f"{_BLOCK}.attention.linear_layers.2": "attention.value",
+    f"{_BLOCK}.attention.output_linear": "attention.output",
+    f"{_BLOCK}.feed_forward.w_1": "feed_forward.expand",
+    f"{_BLOCK}.feed_forward.w_2": "feed_forward.contract",
+    "binary": "hash_layer",
+    "restore": "restore",
+}
+PUBLISHED_NAMES = {
+    **{f"{layer}.{leaf}": f"{ours}.{leaf}" for layer, ours in _LAYERS.items() for leaf in ("weight", "bias")},
+    f"{_BLOCK}.input_sublayer.norm.a_2": "attention_norm.weight",
+    f"{_BLOCK}.input_sublayer.norm.b_2": "attention_norm.bias",
+    f"{_BLOCK}.output_sublayer.norm.a_2": "feed_forward_norm.weight",
+    f"{_BLOCK}.output_sublayer.norm.b_2": "feed_forward_norm.bias",
+}
+_IGNORED = ("bert.embedding.token.weight", "bert.embedding.segment.weight", "bert.embedding.position.pe")
+
+
+def load_published(source: str | Path | Mapping, name: str = "state dict") -> BTH:
+    """Build the network of a published checkpoint, every size read off its weights.
+
+    The two tables the published network never used and the position table are ignored.
+
+    Args:
+        source: path of a ``.pth`` file that holds a bare state dict, or the state dict.
+        name: what to call a source that is not a path in an error.
+
+    Raises:
+        BadInput: the file cannot be read, or its names or weights are not those of a BTH network.
+    """
+    if not isinstance(source, Mapping):
+        source, name = read_checkpoint(source), str(source)
+    state = {key: value for key, value in source.items() if key not in _IGNORED}
+    return build_network(_sized, state, PUBLISHED_NAMES, name)
+
+
+def from_state(state: Mapping[str, Tensor], name: str) -> BTH:
+    """Build the network of a state dict under our names, every size read off the weights.
+
+    Args:
+        state: weights by name.
+        name: what to call their source in an error.
+
+    Raises:
+        BadInput: its names or weights are not those of a BTH network.
+    """
+    return build_network(_sized, state, {ours: ours for ours in PUBLISHED_NAMES.values()}, name)
+
+
+def _sized(weights: Mapping[str, Tensor]) -> BTH:
+    """An empty network of the sizes that the weights have."""
+    hidden_size, input_size = weights["embed.weight"].shape
+    return BTH(input_size, hidden_size, len(weights["hash_layer.weight"]))

@@ -1,0 +1,148 @@
+"""The random side of BTH's training: partners of videos, disturbed frames, and reading what a batch needs.
+
+Partners and disturbance are drawn for a whole pass at once, before its first batch, from one generator. So
+they do not depend on batch boundaries, on workers or on the blocks in which the similarity file is read.
+
+Axes: N training videos, B videos drawn, L frames, D feature width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bth.similarity import BLOCK, Similarity
+
+SIMILAR, DISSIMILAR = 1, 2  # the tags that are drawn; 0, not stored, stands in for a missing 2
+DISTURBED = 0.15  # probability that a frame is disturbed ...
+ZEROED, REPLACED = 0.8, 0.1  # ... and what then: zeros, another frame; the rest stays
+
+
+def draw_pairs(
+    similarity: Similarity, videos: np.ndarray, rng: np.random.Generator, block: int = BLOCK
+) -> tuple[np.ndarray, np.ndarray]:
+    """A partner for every video: with probability 1/2 a similar one, else a dissimilar one.
+
+    Similar is tag 1, dissimilar tag 2 or, in a row without a 2, tag 0. A row without any 1, or with neither 2
+    nor 0, uses what it has; with nothing at all it pairs with itself.
+
+    Args:
+        similarity: tags of the N training videos.
+        videos: the videos of a pass in their order, (B,).
+        rng: draws two numbers for each of ``videos``, in this order.
+        block: rows read at a time; the draw does not depend on it.
+
+    Returns:
+        Partners (B,) int64, and targets (B,) float32: +1 similar, -1 dissimilar.
+    """
+    # Faithful: a video has tag 1 towards itself, so it may be its own partner (disturbed independently).
+    similar = rng.random(len(videos)) < 0.5
+    place = rng.random(len(videos))  # where among its candidates the partner stands, in [0, 1)
+    partner = np.empty(len(videos), np.int64)
+    target = np.empty(len(videos), np.float32)
+    order = np.argsort(videos, kind="stable")  # the file is read from front to back
+    for start in range(0, len(videos), block):
+        drawn = order[start : start + block]
+        partner[drawn], target[drawn] = _draw_block(similarity, videos[drawn], similar[drawn], place[drawn])
+    return partner, target
+
+
+def _draw_block(
+    similarity: Similarity, videos: np.ndarray, similar: np.ndarray, place: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    distinct, row = np.unique(videos, return_inverse=True)
+    rows = similarity.rows(distinct)
+    entries = {tag: np.flatnonzero(rows.tag == tag) for tag in (SIMILAR, DISSIMILAR)}
+    bounds = {tag: np.searchsorted(found, rows.indptr) for tag, found in entries.items()}  # each (R + 1,)
+    count = {tag: np.diff(bound)[row] for tag, bound in bounds.items()}
+    count[0] = (len(similarity) - np.diff(rows.indptr))[row]
+
+    negative_tag = np.where(count[DISSIMILAR] > 0, DISSIMILAR, 0)
+    has_negative = (count[DISSIMILAR] > 0) | (count[0] > 0)
+    has_positive = count[SIMILAR] > 0
+    tag = np.where(np.where(similar, has_positive, ~has_negative), SIMILAR, negative_tag)
+    tag = np.where(has_positive | has_negative, tag, -1)  # -1: nothing to draw
+
+    partner = videos.astype(np.int64)
+    for wanted in (SIMILAR, DISSIMILAR):
+        drawn = tag == wanted
+        rank = (place[drawn] * count[wanted][drawn]).astype(np.int64)
+        partner[drawn] = rows.indices[entries[wanted][bounds[wanted][row[drawn]] + rank]]
+    for position in np.flatnonzero(tag == 0):
+        stored = rows.indices[rows.indptr[row[position]] : rows.indptr[row[position] + 1]]
+        partner[position] = _absent(stored, int(place[position] * count[0][position]))
+    return partner, np.where((tag == SIMILAR) | (tag == -1), 1, -1)
+
+
+def _absent(stored: np.ndarray, rank: int) -> int:
+    """The number of the given rank among those not in ``stored`` (ascending).
+
+    At a uniform rank this is the rejection method's draw (again until the number is not stored), in one go.
+    """
+    return rank + int(np.searchsorted(stored - np.arange(len(stored)), rank, side="right"))
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """Which frames the network does not get to see; all arrays (..., L), one entry a frame."""
+
+    zero: np.ndarray  # bool, True = becomes zeros
+    replace: np.ndarray  # bool, True = becomes frame ``frame`` of training video ``video``
+    video: np.ndarray  # int32, of use where replace is True
+    frame: np.ndarray  # int32, likewise
+
+    def batch(self, positions: slice | np.ndarray) -> "Disturbance":
+        """The plan of some positions of the pass (the last axis but one)."""
+        arrays = (self.zero, self.replace, self.video, self.frame)
+        return Disturbance(*(array[..., positions, :] for array in arrays))
+
+
+def draw_disturbance(shape: tuple[int, ...], n_videos: int, rng: np.random.Generator) -> Disturbance:
+    """Disturb each frame with probability 0.15: 80% of these become zeros, 10% a random frame, 10% stay.
+
+    Args:
+        shape: (2, B, L) for both videos of B pairs, (B, L) for single videos.
+        n_videos: N; replacements come from any frame of any training video.
+        rng: draws everything.
+    """
+    chance = rng.random(shape, dtype=np.float32)
+    zero = chance < DISTURBED * ZEROED
+    replace = ~zero & (chance < DISTURBED * (ZEROED + REPLACED))
+    video = rng.integers(n_videos, size=shape, dtype=np.int32)
+    return Disturbance(zero, replace, video, rng.integers(shape[-1], size=shape, dtype=np.int32))
+
+
+def disturb(frames: Tensor, plan: Disturbance, replacement: Tensor) -> Tensor:
+    """A disturbed copy of clean frames.
+
+    Args:
+        frames: clean frames, left as they are, (..., L, D).
+        plan: what happens to each, (..., L).
+        replacement: the frames to put in, in the order of ``plan.replace``'s True entries, (R, D).
+    """
+    disturbed = frames.masked_fill(torch.from_numpy(plan.zero).to(frames.device).unsqueeze(-1), 0)
+    disturbed[torch.from_numpy(plan.replace)] = replacement.to(frames)
+    return disturbed
+
+
+def read_disturbed(
+    read: Callable[[np.ndarray], Tensor], videos: np.ndarray, plan: Disturbance
+) -> tuple[Tensor, Tensor]:
+    """Clean and disturbed frames of a batch by a single read: the sorted union of the rows they need.
+
+    Args:
+        read: frames (rows, L, D) of distinct rows, given in ascending order.
+        videos: (2, B) for both videos of B pairs, (B,) for single videos.
+        plan: for these videos, (2, B, L) or (B, L).
+
+    Returns:
+        Clean frames and disturbed frames, both (2, B, L, D) or (B, L, D).
+    """
+    wanted = np.concatenate((videos.ravel(), plan.video[plan.replace]))
+    union, place = np.unique(wanted, return_inverse=True)
+    stored = read(union)  # (rows, L, D)
+    place, frame = torch.from_numpy(place), torch.from_numpy(plan.frame[plan.replace])
+    clean = stored[place[: videos.size]].unflatten(0, videos.shape)
+    return clean, disturb(clean, plan, stored[place[videos.size :], frame])

@@ -1,0 +1,74 @@
+"""Stage 3 of BTH: pairs of disturbed videos and the three losses (spec: section 3)."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bth import model
+from bth.model import cluster_loss, mask_loss, neighborhood_loss
+from bth.pairs import draw_disturbance, draw_pairs, read_disturbed
+from bth.prepare import Prepared
+from bth.pretrain import fresh_network, learning_rate
+from data import open_store
+from engine.checkpoint import find_weights, load_weights
+from engine.device import environment, open_device
+from engine.loop import Batch, Fetch, Pass, Stage, run_stage
+from engine.runs import Run
+from engine.settings import Settings
+
+STARTS_FROM = ("bth.pretrain", "bth.train")
+
+
+def train_model(settings: Settings, run: Run) -> Path:
+    """Train on pairs, from fresh weights as published, or from those of ``weight_path``.
+
+    Returns:
+        The finished checkpoint.
+
+    Raises:
+        BadInput: training set, prepared files or checkpoint cannot be used, or a loss is not finite.
+    """
+    if run.is_done():
+        return run.end()
+    config, device, bth = settings.config, open_device(settings), settings.bth
+    store = open_store(config, config.train, settings.memory, device)
+    prepared = Prepared(settings, len(store))
+    anchors, pseudo_label, similarity = prepared.anchors, prepared.pseudo_label, prepared.similarity
+    if settings.weight_path is None:
+        net = fresh_network(settings, config.feature_size)
+    else:
+        net = load_weights(find_weights(settings, STARTS_FROM), settings, config, STARTS_FROM, model).net
+        net.bfloat16 = settings.precision == "bfloat16"
+    net.to(device)
+
+    def draw(rng: np.random.Generator) -> Fetch:
+        order = rng.permutation(len(store))
+        partner, target = draw_pairs(similarity, order, rng)
+        plan = draw_disturbance((2, len(store), config.max_frames), len(store), rng)
+        pairs = np.stack([order, partner])  # (2, N)
+
+        def fetch(places: slice) -> Batch:
+            videos = pairs[:, places]  # (2, B)
+            clean, disturbed = read_disturbed(store.read, videos, plan.batch(places))
+            targets = torch.from_numpy(target[places])
+            return clean, disturbed, targets, anchors[pseudo_label[videos]]  # (2, B, H)
+
+        return fetch
+
+    def loss(clean: Tensor, disturbed: Tensor, target: Tensor, nearest: Tensor) -> dict[str, Tensor]:
+        out = net(disturbed.flatten(0, 1))  # both videos of all pairs in one batch
+        codes, hidden = out.codes.chunk(2), out.hidden.chunk(2)
+        pull = sum(cluster_loss(one, anchor) for one, anchor in zip(hidden, nearest, strict=True))
+        return {
+            "mask": bth.mask_weight * mask_loss(out.reconstruction, clean.flatten(0, 1)),
+            "neighborhood": bth.neighborhood_weight * neighborhood_loss(*codes, target),
+            "cluster": bth.cluster_weight * pull,
+        }
+
+    run.start(**environment(device), videos=len(store))
+    optimizer = torch.optim.Adam(net.parameters(), settings.lr, fused=True)
+    passes = [Pass("pairs", draw, loss)]
+    run_stage(run, Stage(net, optimizer, store, passes, settings.max_iter[1], learning_rate(settings)))
+    return run.end()

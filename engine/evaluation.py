@@ -1,0 +1,169 @@
+"""The test of both systems: encode database and queries, rank, print the table beside the published row."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from data import BadInput, FeatureStore, load_labels, open_store, read_json
+from engine.checkpoint import find_weights, load_weights
+from engine.device import environment, open_device
+from engine.loop import encode
+from engine.runs import Run
+from engine.settings import Settings
+from metrics import Evaluation, evaluate
+
+PUBLISHED = Path(__file__).parents[1] / "Json" / "published.json"
+
+
+class System(NamedTuple):
+    """What differs between the tests of the two systems."""
+
+    name: str  # as in Json/published.json
+    ks: tuple[int, ...]  # the cuts of mAP@K that were published
+    stages: tuple[str, ...]  # whose checkpoints can be tested
+    module: ModuleType  # of the network
+    fresh_network: Callable[[Settings, int], nn.Module]  # before training, from settings and feature width
+
+
+class Splits(NamedTuple):
+    """Database and queries."""
+
+    database: FeatureStore
+    query: FeatureStore
+    database_labels: np.ndarray  # (N, num_class)
+    query_labels: np.ndarray  # (Q, num_class)
+
+
+def open_splits(system: System, settings: Settings, memory: str | None = None) -> Splits:
+    """Open database and queries with their labels.
+
+    Raises:
+        BadInput: a file cannot be used, or the database is smaller than the largest K.
+    """
+    config = settings.config
+    memory = memory or settings.memory
+    database = open_store(config, config.test, memory, "cpu")
+    labels = load_labels(config, config.test, len(database))
+    k = max(system.ks)
+    if len(database) < k:
+        raise BadInput(f"{config.path}: mAP@{k} needs a database of {k} videos, found {len(database)}")
+    if config.query_is_database:
+        return Splits(database, database, labels, labels)
+    query = open_store(config, config.query, memory, "cpu")
+    return Splits(database, query, labels, load_labels(config, config.query, len(query)))
+
+
+def run_test(
+    system: System, settings: Settings, run: Run, weights: Mapping[str, Path | None] | None = None
+) -> dict[int, float]:
+    """Test one network, or several beside each other.
+
+    Args:
+        system: WSCH or BTH.
+        settings: of the run.
+        run: where to log.
+        weights: checkpoints by the name of their row, the one to judge first; None as a checkpoint: a network
+            as it is before training. None: what ``weight_path`` says.
+
+    Returns:
+        mAP@K of the first one by K.
+
+    Raises:
+        BadInput: a split, its labels or a checkpoint cannot be used.
+    """
+    if run.is_done():
+        return {}
+    device, config = open_device(settings), settings.config
+    splits = open_splits(system, settings)
+    weights = weights or {"mAP@K": find_weights(settings, system.stages)}
+    nets = {
+        name: load_weights(path, settings, config, system.stages, system.module).net
+        if path
+        else system.fresh_network(settings, config.feature_size)
+        for name, path in weights.items()
+    }
+    run.start(**environment(device), weights={name: str(path) for name, path in weights.items() if path})
+    for name, path in weights.items():
+        run.say(f"{name}: {path or 'initial weights'}")
+    results, zeros = {}, {}
+    for name, net in nets.items():
+        net.bfloat16 = settings.precision == "bfloat16"
+        net.to(device).eval()
+        results[name], zeros[name] = evaluate_network(net, splits, system.ks, settings, name)
+    first, *others = results
+    judged = results[first]
+    bits = nets[first].sizes["hashcode_size"]
+    published = published_row(system.name, config.dataset, bits)
+    run.event(
+        "result",
+        stage=run.stage,
+        dataset=config.dataset,
+        bits=bits,
+        mAP=judged.map,
+        mAP_tie_expected=judged.tie_averaged_map,
+        precision=judged.precision,
+        recall=judged.recall,
+        chance=judged.chance,
+        published=published,
+        others={name: results[name].map for name in others},
+        zero_code_entries=zeros[first],
+        database=len(splits.database),
+        queries=len(splits.query),
+    )
+    rows = {
+        first: judged.map,
+        "  ties averaged": judged.tie_averaged_map,
+        "  precision@K": judged.precision,
+        "  recall@K": judged.recall,
+        **{name: results[name].map for name in others},
+        "chance": judged.chance,
+    }
+    if published:
+        rows[f"published {system.name}"] = published
+    title = f"{config.dataset}, {bits} bits, {len(splits.query)} queries, {len(splits.database)} videos"
+    run.say(table(title, rows, system.ks))
+    if zeros[first]:
+        run.say(f"{zeros[first]} code entries are 0 (frames in a tie); each counts half a bit")
+    run.end()
+    return judged.map
+
+
+def evaluate_network(
+    net: nn.Module, splits: Splits, ks: tuple[int, ...], settings: Settings, name: str
+) -> tuple[Evaluation, int]:
+    """Retrieval metrics of a network, and how many entries of its codes are 0."""
+    database = codes_of(net, splits.database, settings, f"{name}: database")
+    query = database
+    if splits.query is not splits.database:
+        query = codes_of(net, splits.query, settings, f"{name}: queries")
+    labels = (torch.from_numpy(each) for each in (splits.query_labels, splits.database_labels))
+    zeros = sum(
+        int((codes == 0).sum()) for codes in {id(codes): codes for codes in (query, database)}.values()
+    )
+    return evaluate(query, database, *labels, ks, progress=True), zeros
+
+
+def codes_of(net: nn.Module, store: FeatureStore, settings: Settings, description: str) -> Tensor:
+    """Codes of all videos of a store, (N, b) int8 in {-1, 0, +1}."""
+    device = next(net.parameters()).device
+    return encode(store, lambda frames, _: net.hash(frames).char(), device, settings, description)
+
+
+def published_row(system: str, dataset: str, bits: int) -> dict[int, float]:
+    """The published mAP@K of a system by K; empty where there is none."""
+    rows = read_json(PUBLISHED)[system].get(dataset, {})
+    return {int(k): value for k, value in rows.get(str(bits), {}).items()}
+
+
+def table(title: str, rows: Mapping[str, Mapping[int, float]], ks: tuple[int, ...]) -> str:
+    """Rows of numbers by K as text."""
+    width = max(map(len, rows)) + 2
+    lines = [title, "mAP@K".ljust(width) + "".join(f"@{k}".rjust(8) for k in ks)]
+    for name, row in rows.items():
+        lines.append(name.ljust(width) + "".join((f"{row[k]:.4f}" if k in row else "-").rjust(8) for k in ks))
+    return "\n".join(lines)

@@ -1,0 +1,263 @@
+import itertools
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import metrics
+from metrics import binarize, evaluate, hamming_distance, mean_average_precision, tie_averaged_map
+
+GOLDEN = Path(__file__).parent / "golden" / "map_at_k.npz"
+
+
+def random_case(queries, videos, bits, classes, seed=0, zeros=False):
+    """Random codes (few bits: many ties) and multi-hot labels, some rows without any label."""
+    rng = np.random.default_rng(seed)
+    values = [-1, 0, 1] if zeros else [-1, 1]
+    codes = [torch.tensor(rng.choice(values, (n, bits)), dtype=torch.float32) for n in (queries, videos)]
+    labels = [torch.tensor(rng.random((n, classes)) < 1.5 / classes) for n in (queries, videos)]
+    return *codes, *labels
+
+
+def slow_ranking(query, database):
+    """Database indices by (distance, index), and the distances in that order."""
+    distance = [sum(1 - a * b for a, b in zip(query, code, strict=True)) for code in database.tolist()]
+    order = sorted(range(len(distance)), key=lambda i: (distance[i], i))
+    return order, [distance[i] for i in order]
+
+
+def slow_precision_sums(relevant, k):
+    """AP@K from the relevance in rank order, straight from its formula."""
+    return sum(relevant[i] * sum(relevant[: i + 1]) / (i + 1) for i in range(k)) / k
+
+
+def slow_evaluate(query, database, query_labels, database_labels, k):
+    rows = []
+    for code, label in zip(query.tolist(), query_labels, strict=True):
+        order, _ = slow_ranking(code, database)
+        relevant = [bool((label & database_labels[i]).any()) for i in order]
+        found, total = sum(relevant[:k]), sum(relevant)
+        recall = found / total if total else 0.0
+        rows.append((slow_precision_sums(relevant, k), found / k, recall))
+    return np.mean(rows, axis=0)
+
+
+# ------------------------------------------------------------------------------------------------ codes
+
+
+def test_binarize_rounds_half_to_even():
+    v = torch.tensor([-3.0, -1.0, -0.5, 0.0, 0.25, 1.0, 7.0])
+    assert binarize(v).tolist() == [-1, -1, -1, -1, 1, 1, 1]
+    assert binarize(v.double()).dtype == torch.float64
+
+
+def test_binarize_passes_the_gradient_between_its_ends():
+    below, above = np.nextafter(np.float32(-1), np.float32(0)), np.nextafter(np.float32(1), np.float32(2))
+    v = torch.tensor([-2, -1, below, 0, 1, above, 2], dtype=torch.float32, requires_grad=True)
+    binarize(v).backward(torch.arange(1.0, 8.0))
+    assert v.grad.tolist() == [0, 0, 3, 4, 5, 0, 0]
+
+
+def test_hamming_distance_counts_half_for_a_zero():
+    query = torch.tensor([[1, 1, -1, -1], [1, 0, 0, -1]])
+    database = torch.tensor([[1, 1, -1, -1], [-1, 1, 1, 0]])
+    assert hamming_distance(query, database).tolist() == [[0, 2.5], [1, 2.5]]
+    assert hamming_distance(query.numpy(), database.numpy()).dtype == torch.float32
+
+
+def test_hamming_distance_refuses_other_lengths():
+    with pytest.raises(ValueError, match="8 bits, database codes 9"):
+        hamming_distance(torch.ones(2, 8), torch.ones(3, 9))
+
+
+# ---------------------------------------------------------------------------------------------- metrics
+
+
+@pytest.mark.parametrize("case", [0, 1, 2])
+def test_published_values(case):
+    golden = {key.split("/")[1]: value for key, value in np.load(GOLDEN).items() if key[4] == str(case)}
+    arguments = [golden[name] for name in ("query", "db", "query_labels", "db_labels", "k")]
+    expected = dict(zip(golden["k"].tolist(), golden["map"].tolist(), strict=True))  # five decimals
+    assert mean_average_precision(*arguments) == pytest.approx(expected, abs=6e-6)
+    # No two distances tie, so the expectation is the value itself.
+    assert tie_averaged_map(*arguments) == pytest.approx(expected, abs=6e-6)
+
+
+def test_by_hand():
+    query = torch.tensor([[1, 1, 1, 1]])
+    # Distances 1, 0, 1, 4: ranked 1, 0, 2, 3.
+    database = torch.tensor([[1, 1, 1, -1], [1, 1, 1, 1], [-1, 1, 1, 1], [-1, -1, -1, -1]])
+    labels = torch.tensor([[0, 1], [1, 0], [1, 1], [1, 0]])
+    result = evaluate(query, database, torch.tensor([[1, 0]]), labels, [1, 2, 3, 4])
+    expected = {1: 1, 2: 1 / 2, 3: (1 + 2 / 3) / 3, 4: (1 + 2 / 3 + 3 / 4) / 4}
+    assert result.map == pytest.approx(expected)
+    # Videos 0 and 2 tie on ranks 2 and 3, one of them relevant: on either with probability 1/2.
+    tied = {1: 1, 2: (1 + 1 / 2) / 2, 3: (1 + (1 + 2 / 3) / 2) / 3, 4: (1 + (1 + 2 / 3) / 2 + 3 / 4) / 4}
+    assert result.tie_averaged_map == pytest.approx(tied)
+    assert result.precision == pytest.approx({1: 1, 2: 1 / 2, 3: 2 / 3, 4: 3 / 4})
+    assert result.recall == pytest.approx({1: 1 / 3, 2: 1 / 3, 3: 2 / 3, 4: 1})
+    # Any one of four first: 3/4.  Two: (3/4 + 3/4 (1 + 2/3) / 2) / 2.
+    assert result.chance[1] == pytest.approx(3 / 4)
+    assert result.chance[2] == pytest.approx((3 / 4 + 3 / 4 * (1 + 2 / 3) / 2) / 2)
+
+
+def test_the_sum_is_divided_by_k_not_by_the_relevant():
+    codes = torch.tensor([[1, 1], [1, -1], [-1, -1]])
+    assert mean_average_precision(codes[:1], codes, [[1]], [[1], [0], [0]], [3]) == pytest.approx({3: 1 / 3})
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize(("videos", "bits"), [(7, 3), (90, 4), (300, 12), (260, 130)])
+def test_against_a_slow_loop(videos, bits, zeros):
+    case = random_case(6, videos, bits, 5, seed=videos, zeros=zeros)
+    ks = [1, 5, 7] if videos < 50 else [7, 50, 1, videos]
+    result = evaluate(*case, ks)
+    for k in ks:
+        slow = slow_evaluate(*case, k)
+        assert [result.map[k], result.precision[k], result.recall[k]] == pytest.approx(slow, rel=1e-13)
+
+
+@pytest.mark.parametrize("bits", [6, 16, 64])
+def test_ties_rank_as_in_a_stable_full_sort_to_the_last_digit(bits):
+    query, database, query_labels, database_labels = random_case(40, 3000, bits, 6, zeros=True)
+    order = hamming_distance(query, database).sort(dim=1, stable=True).indices
+    relevant = (query_labels.float() @ database_labels.float().T > 0).gather(1, order).numpy()
+    ranks = np.arange(1, 3001)
+    ap = np.cumsum(relevant * np.cumsum(relevant, 1) / ranks, 1) / ranks
+    for k in (1, 10, 93, 100):  # with 94 groups, shallower and deeper than their number
+        expected = {k: math.fsum(ap[:, k - 1]) / 40}
+        assert mean_average_precision(query, database, query_labels, database_labels, [k]) == expected
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_tie_average_is_the_mean_over_all_orders(seed, zeros):
+    query, database, query_labels, database_labels = random_case(3, 7, 2, 2, seed=seed, zeros=zeros)
+    ks = [1, 2, 3, 5, 7]
+    expected = np.zeros(len(ks))
+    for code, label in zip(query.tolist(), query_labels, strict=True):
+        order, distance = slow_ranking(code, database)
+        ranked = list(zip(order, distance, strict=True))
+        runs = [[i for i, d in ranked if d == level] for level in sorted(set(distance))]
+        orders = [sum(parts, ()) for parts in itertools.product(*map(itertools.permutations, runs))]
+        for each in orders:
+            relevant = [bool((label & database_labels[i]).any()) for i in each]
+            expected += [slow_precision_sums(relevant, k) / len(orders) / len(query) for k in ks]
+    result = tie_averaged_map(query, database, query_labels, database_labels, ks)
+    assert list(result.values()) == pytest.approx(expected.tolist(), rel=1e-12)
+    # The last group goes on beyond the deepest K.
+    for k in ks:
+        alone = tie_averaged_map(query, database, query_labels, database_labels, [k])
+        assert alone[k] == pytest.approx(result[k], rel=1e-12)
+
+
+def test_chance_is_the_mean_over_all_rankings():
+    query, database, query_labels, database_labels = random_case(4, 6, 3, 2, seed=3)
+    result = evaluate(query, database, query_labels, database_labels, [1, 3, 6])
+    for k, value in result.chance.items():
+        total = 0.0
+        for label in query_labels:
+            relevant = [bool((label & other).any()) for other in database_labels]
+            orders = list(itertools.permutations(relevant))
+            total += sum(slow_precision_sums(order, k) for order in orders) / len(orders)
+        assert value == pytest.approx(total / 4, rel=1e-12)
+
+
+def test_equal_codes_leave_nothing_but_chance():
+    query, database, query_labels, database_labels = random_case(9, 400, 8, 5)
+    query, database = torch.ones_like(query), torch.ones_like(database)
+    result = evaluate(query, database, query_labels, database_labels, [1, 10, 400])
+    assert result.tie_averaged_map == pytest.approx(result.chance, rel=1e-12)
+    slow, _, _ = slow_evaluate(query, database, query_labels, database_labels, 10)
+    assert result.map[10] == pytest.approx(slow)
+
+
+def test_a_query_without_relevant_videos_counts_zero():
+    codes = torch.tensor([[1, 1], [1, -1]])
+    labels = torch.tensor([[1, 0, 0], [1, 0, 0]])
+    one = evaluate(codes[:1], codes, labels[:1], labels, [1, 2])
+    both = evaluate(codes, codes, torch.tensor([[1, 0, 0], [0, 1, 0]]), labels, [1, 2])
+    for name in ("map", "tie_averaged_map", "precision", "recall", "chance"):
+        assert getattr(both, name) == pytest.approx({k: v / 2 for k, v in getattr(one, name).items()})
+
+
+def test_blocks_change_nothing(monkeypatch):
+    case = random_case(70, 700, 6, 4, zeros=True)
+    whole = evaluate(*case, [3, 10])
+    monkeypatch.setattr(metrics, "SCORES", 700)
+    monkeypatch.setattr(metrics, "QUERIES", 9)
+    monkeypatch.setattr(metrics, "COLUMNS", 33)
+    monkeypatch.setattr(metrics, "OPENED", 100)
+    assert evaluate(*case, [3, 10]) == whole
+    monkeypatch.setattr(metrics, "GROUP", 5)
+    assert evaluate(*case, [3, 10]) == whole
+
+
+def test_the_tie_group_is_counted_beyond_the_ranks():
+    # One relevant video among 500 at one distance: on rank 1 with probability 1/500.
+    codes, labels = torch.ones(500, 8), torch.zeros(500, 2)
+    labels[:, 1], labels[321] = 1, torch.tensor([1, 0])
+    result = tie_averaged_map(codes[:1], codes, torch.tensor([[1, 0]]), labels, [1, 3])
+    assert result == pytest.approx({1: 1 / 500, 3: (1 + 1 / 2 + 1 / 3) / 500 / 3})
+
+
+def test_the_fast_product_type_changes_nothing(monkeypatch):
+    for bits in (64, 256, 300):  # scores are exact up to 256 in bfloat16
+        query, database, *labels = random_case(20, 600, bits, 4)
+        # Scores 299 and 300 are one in bfloat16, and the lower index would win.
+        query[0], database[:2], database[0, 0] = 1, 1, 0
+        labels[0][0], labels[1][:2] = torch.eye(4)[0], torch.eye(4)[[1, 0]]
+        results = []
+        for fast in (True, False):
+            monkeypatch.setattr(torch.cpu, "get_capabilities", lambda fast=fast: {"avx512_bf16": fast})
+            results.append(evaluate(query, database, *labels, [1, 20]))
+        assert results[0] == results[1]
+
+
+def test_any_input_type():
+    query, database, query_labels, database_labels = random_case(8, 60, 8, 3)
+    expected = evaluate(query, database, query_labels, database_labels, [5])
+    types = ((torch.int8, torch.float32), (torch.float64, torch.uint8), (torch.bfloat16, torch.int32))
+    for codes, labels in types:
+        converted = query.to(codes), database.to(codes), query_labels.to(labels), database_labels.to(labels)
+        assert evaluate(*converted, [5]) == expected
+    arrays = [a.numpy() for a in (query, database, query_labels, database_labels)]
+    assert evaluate(*arrays, (5,)) == expected
+
+
+def test_ks_in_any_order():
+    case = random_case(5, 50, 8, 3)
+    assert list(evaluate(*case, [20, 5]).map) == [20, 5]
+    assert evaluate(*case, [20, 5]).map[5] == evaluate(*case, [5]).map[5]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"database": torch.ones(9, 5)}, "code lengths differ"),
+        ({"database": torch.ones(9, 4) / 2}, "-1, 0 and"),
+        ({"query": torch.ones(0, 4)}, "query codes: expected a non-empty"),
+        ({"database": torch.ones(0, 4)}, "database codes: expected a non-empty"),
+        ({"query": torch.ones(4)}, "query codes"),
+        ({"query_labels": torch.ones(3, 3)}, "query labels: expected .2, num_class., found .3, 3."),
+        ({"database_labels": torch.ones(8, 3)}, "database labels: expected .9, num_class."),
+        ({"query_labels": torch.ones(2)}, "query labels"),
+        ({"query_labels": torch.ones(2, 4)}, "class counts differ: query has 4, database 3"),
+        ({"ks": [5, 10]}, "between 1 and the database size 9"),
+        ({"ks": [0, 5]}, "between 1 and the database size 9"),
+        ({"ks": []}, "no K"),
+    ],
+)
+@pytest.mark.parametrize("function", [evaluate, mean_average_precision, tie_averaged_map])
+def test_errors(function, change, message):
+    arguments = {
+        "query": torch.ones(2, 4),
+        "database": torch.ones(9, 4),
+        "query_labels": torch.ones(2, 3),
+        "database_labels": torch.ones(9, 3),
+        "ks": [5],
+    }
+    with pytest.raises(ValueError, match=message):
+        function(**(arguments | change))
