@@ -40,7 +40,7 @@ def expand(path: str) -> Path:
 
 
 def write_whole(path: str | Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then put it in place: wholly written or not at all.
+    """Let ``write`` fill a temporary file beside ``path``, then put it in place: whole or not at all.
 
     Raises:
         BadInput: the file cannot be written; the previous one, if any, is intact.
@@ -300,8 +300,8 @@ class FeatureFile:
 
     Videos of a contiguous, uncompressed dataset are read in place, at their offset in the file (unlike with a
     memory map, a damaged disk is then an error and no crash, and what was read does not count as memory of
-    this process). Any other dataset is read through h5py, with a cache that holds a chunk's worth of videos, so
-    that reading in file order decompresses each chunk once.
+    this process). Any other dataset is read through h5py, with a cache that holds a chunk's worth of videos:
+    reading in file order decompresses each chunk once.
 
     Raises:
         BadInput: the file is missing, damaged, or unlike ``n_frames`` and ``width``.
@@ -318,7 +318,7 @@ class FeatureFile:
         if not isinstance(self.dataset, h5py.Dataset):
             with h5py.File(path, "r") as file:
                 raise BadInput(f"{path}: no dataset 'feats', found {sorted(file)}")
-        shape, self.dtype = self.dataset.shape, self.dataset.dtype
+        shape, self.dtype = self.dataset.shape, self.dataset.dtype.newbyteorder("=")
         if len(shape) != 3 or shape[1:] != (n_frames, width):
             raise BadInput(
                 f"{path}: 'feats' has shape {shape}, the dataset JSON says (N, {n_frames}, {width})"
@@ -357,7 +357,7 @@ class FeatureFile:
 
     def read_in_place(self, rows: np.ndarray) -> np.ndarray:
         """Read each run of neighbouring videos at once; the disk hears of all of them first."""
-        videos = np.empty((len(rows), *self.dataset.shape[1:]), self.dtype)
+        videos = np.empty((len(rows), *self.dataset.shape[1:]), self.dataset.dtype)
         raw = videos.view(np.uint8).reshape(-1)
         size = self.video_bytes
         ends = [*(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
@@ -498,7 +498,7 @@ class FeatureStore:
         return f"{self.nbytes / 1e9:.1f} GB of features read from disk{copies}"
 
     def read(self, rows: np.ndarray) -> Tensor:
-        """The videos ``rows`` (n,), in any order and with repeats, as a tensor (n, L, D), float16 or float32."""
+        """The videos ``rows`` (n,), in any order and with repeats: (n, L, D), float16 or float32."""
         if self.loaded is not None and (np.diff(rows) == 1).all():
             return self.loaded[rows[0] : rows[-1] + 1]  # a view
         if self.loaded is not None:
@@ -667,7 +667,7 @@ def n_hidden_frames(n_frames: int, mask_ratio: float) -> int:
 
 
 def generator(seed: int, stage: str, *position: int) -> np.random.Generator:
-    """The random numbers of a place in a run, e.g. (epoch, pass): a function of the place, not of the way there."""
+    """The random numbers of a place in a run, e.g. (epoch, pass): whatever the way there."""
     return np.random.default_rng([seed, zlib.crc32(stage.encode()), *position])
 
 
@@ -695,10 +695,10 @@ DEMO_VIDEOS = {"train": 960, "test": 480, "query": 120}
 def make_demo(config: DatasetConfig) -> None:
     """Generate the demo set's files where they are missing: deterministic, a second or two.
 
-    A class is a path of three feature vectors. A video shows them in some of its frames; the others come from a
-    pool of clips that all classes share, and noise and a strong nuisance (think of light and camera), different
-    in every frame, lie over all of them. So no single frame tells the class, nor does the direction of largest
-    variance; what the frames of a video have in common does.
+    A class is a path of three feature vectors. A video shows them in some of its frames; the others come from
+    a pool of clips that all classes share, and noise and a strong nuisance (think of light and camera) lie over
+    all of them, different in every frame. So no single frame tells the class, nor does the direction of
+    largest variance; what the frames of a video have in common does.
     """
     splits = (config.train, config.test, config.query)
     if all(path.exists() for split in splits for path in split.features + split.labels):
@@ -761,7 +761,8 @@ def report(config: DatasetConfig) -> None:
             int((~store.read_files(rows).any(-1)).sum()) for rows in store.blocks(f"reading {split.name}")
         )
         print(
-            f"  all {len(store)} videos are finite; all-zero frames: {zero} of {len(store) * config.max_frames}"
+            f"  all {len(store)} videos are finite; "
+            f"all-zero frames: {zero} of {len(store) * config.max_frames}"
         )
         if split.labels:
             labels = load_labels(config, split, len(store))

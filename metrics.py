@@ -23,7 +23,7 @@ SCORES = 2**23  # scores in a block: queries times database videos
 SCORES_GPU = 2**27
 QUERIES = 32  # in a block at least, however large the database
 COLUMNS = 8192  # database videos in one matrix product
-OPENED = 2**21  # scores of opened groups to work on at once
+OPENED = 2**18  # scores of opened groups to work on at once
 
 
 # ---------------------------------------------------------------------------------------------- hash codes
@@ -69,7 +69,7 @@ def hamming_distance(query: Tensor, database: Tensor) -> Tensor:
         ValueError: the code lengths differ, codes hold other values, or there are none.
     """
     query, database = _codes(query, database)
-    return (query.float() @ database.float().T).mul_(-0.5).add_(query.shape[1] / 2)  # in place: it may be large
+    return (query.float() @ database.float().T).mul_(-0.5).add_(query.shape[1] / 2)  # in place: it is large
 
 
 # ------------------------------------------------------------------------------------------------- metrics
@@ -139,7 +139,9 @@ def evaluate(
     pattern, sizes = pattern.to(query.device), sizes.to(query.device)
     patterns = patterns.to(query.device, torch.float32)
 
-    ap, tie_ap, found, total = [], [], [], []
+    # Made beforehand: small results kept from every block would scatter the blocks' memory.
+    ap, tie_ap, found = torch.empty(3, len(query), len(ks), dtype=torch.float64)  # (Q, cuts) each
+    total = torch.empty(len(query), 1, dtype=torch.float64)
     quiet = None if progress else True  # None: quiet where the output is not a terminal
     with tqdm(total=len(query), desc="ranking", unit="query", delay=2, leave=False, disable=quiet) as bar:
         for rows, ranking in _ranked_blocks(query, database, depth):
@@ -149,16 +151,15 @@ def evaluate(
             n = ranking.tie_row.bincount(minlength=len(table)).cpu()
             r = tie_row.bincount(minlength=len(table)).cpu()
             score = ranking.score.cpu()
-            ap.append(_average_precision(relevant)[:, cuts])
-            tie_ap.append(_tie_averaged_precision(relevant, score, n, r)[:, cuts])
-            found.append(relevant.cumsum(1)[:, cuts])
-            total.append((table * sizes).sum(1).cpu())
+            ap[rows] = _average_precision(relevant)[:, cuts]
+            tie_ap[rows] = _tie_averaged_precision(relevant, score, n, r)[:, cuts]
+            found[rows] = relevant.cumsum(1)[:, cuts].double()
+            total[rows] = (table * sizes).sum(1, keepdim=True).cpu().double()
             bar.update(len(table))
-    found, total = torch.cat(found).double(), torch.cat(total).double()[:, None]  # (Q, cuts), (Q, 1)
     k = torch.tensor(ks).double()
     return Evaluation(
-        map=_mean(ks, torch.cat(ap)),
-        tie_averaged_map=_mean(ks, torch.cat(tie_ap)),
+        map=_mean(ks, ap),
+        tie_averaged_map=_mean(ks, tie_ap),
         precision=_mean(ks, found / k),
         recall=_mean(ks, found / total.clamp(min=1)),
         chance=_mean(ks, _chance(total, len(database), k)),

@@ -41,8 +41,8 @@ def full(x: Tensor) -> Tensor:
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x @ weight.T + bias``; a large one in float32 on a CPU goes to oneDNN: (..., I), (O, I) -> (..., O).
 
-    PyTorch hands float32 products to MKL, which uses half the speed of a processor not made by Intel. An operand
-    in oneDNN's layout is the public way to ask for oneDNN; it costs a copy each way, so only large products go.
+    PyTorch hands float32 products to MKL, which uses half the speed of a processor not made by Intel. An
+    operand in oneDNN's layout is the public way to ask for oneDNN; it costs a copy each way, hence "large".
     ``torch.backends.mkldnn.flags(enabled=False)`` turns it off.
     """
     float32 = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)

@@ -1,4 +1,4 @@
-"""Stage 2 of WSCH: the cycle of clustering, cluster-guided and contrastive training (spec: section 7, train)."""
+"""Stage 2 of WSCH: the cycle of clustering, cluster-guided and contrastive training (spec: section 7)."""
 
 from pathlib import Path
 
@@ -32,8 +32,8 @@ def train_model(settings: Settings, run: Run, pretrained: Path | None = None) ->
         The finished checkpoint.
 
     Raises:
-        BadInput: training set or checkpoint cannot be used, there are more centers than codes, or a loss is not
-            finite.
+        BadInput: training set or checkpoint cannot be used, there are more centers than codes, or a loss is
+            not finite.
     """
     if run.is_done():
         return run.end()
@@ -109,5 +109,7 @@ def check_clusters(settings: Settings) -> None:
     config = settings.config
     n_videos = len(open_store(config, config.train, "disk", "cpu"))
     if settings.cfg.n_clusters > 2 * n_videos:
-        raise BadInput(f"'cfg.n_clusters' is {settings.cfg.n_clusters}, more than the {2 * n_videos} codes of the "
-                       f"{n_videos} training videos of {config.path}")  # fmt: skip
+        raise BadInput(
+            f"'cfg.n_clusters' is {settings.cfg.n_clusters}, more than the {2 * n_videos} codes "
+            f"of the {n_videos} training videos of {config.path}"
+        )

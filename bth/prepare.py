@@ -1,9 +1,9 @@
-"""Stage 2 of BTH: anchors, pseudo labels and similarity from the latents of the training videos (spec: section 2).
+"""Stage 2 of BTH: anchors, pseudo labels and similarity from the latents of the training videos.
 
 k-means of the latents gives the anchors, the three nearest of each video its pseudo labels, the five nearest
-the similarity (``bth/similarity.py``). Each is an HDF5 file under its published name and keeps, as an attribute,
-what it was made from: a file that matches is kept, and one without the attribute is a published one, taken as
-it is.
+the similarity (``bth/similarity.py``); the BTH spec's section 2. Each is an HDF5 file under its published name
+and keeps, as an attribute, what it was made from: a file that matches is kept, and one without the attribute is
+a published one, taken as it is.
 
 Axes: N training videos, H latent width, m anchors, k nearest anchors.
 """
@@ -99,9 +99,8 @@ class Prepared:
         if not fits or array.dtype.kind not in kinds:
             expected = f"({', '.join('m' if size is None else str(size) for size in shape)})"
             found = f"{array.dtype} {np.shape(array)}"
-            raise BadInput(
-                f"{path}: '{key}': expected {'numbers' if kinds == 'f' else 'integers'} {expected}, found {found}"
-            )
+            kind = "numbers" if kinds == "f" else "integers"
+            raise BadInput(f"{path}: '{key}': expected {kind} {expected}, found {found}")
         if not np.isfinite(array).all():
             raise BadInput(f"{path}: '{key}': expected finite values, found NaN or infinity")
         return torch.from_numpy(array.astype(np.float32 if kinds == "f" else np.int64))
@@ -238,9 +237,8 @@ def check_anchors(settings: Settings) -> int:
     config = settings.config
     n_videos = len(open_store(config, config.train, "disk", "cpu"))
     if settings.bth.n_anchors > n_videos:
-        raise BadInput(
-            f"'bth.n_anchors' is {settings.bth.n_anchors}, more than the {n_videos} training videos of {config.path}"
-        )
+        found = f"{n_videos} training videos of {config.path}"
+        raise BadInput(f"'bth.n_anchors' is {settings.bth.n_anchors}, more than the {found}")
     return n_videos
 
 

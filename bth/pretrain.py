@@ -1,4 +1,4 @@
-"""Stage 1 of BTH: the mask loss alone; leaves the latent features of the training videos (spec: section 2)."""
+"""Stage 1 of BTH: the mask loss alone; leaves the latents of the training videos (spec: section 2)."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -52,7 +52,7 @@ def train_model(settings: Settings, run: Run) -> Path:
 
 
 def fresh_network(settings: Settings, input_size: int, stage: str = "bth.train") -> BTH:
-    """A network with the initial weights of (seed, stage): the two training stages start from different ones."""
+    """A network with the initial weights of (seed, stage), different ones for the two training stages."""
     torch.manual_seed(generator(settings.seed, stage).integers(2**62))
     net = BTH(input_size, settings.hidden_size, settings.hashcode_size)
     net.bfloat16 = settings.precision == "bfloat16"

@@ -1,4 +1,4 @@
-"""Stage 4 of BTH: codes without dropout, Hamming ranking, mAP@K beside the published row (spec: section 4)."""
+"""Stage 4 of BTH: codes without dropout, Hamming ranking, mAP@K beside the published row (section 4)."""
 
 from collections.abc import Mapping
 from pathlib import Path

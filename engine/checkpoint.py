@@ -1,8 +1,9 @@
 """The one checkpoint format, whole or not at all, and strict loading: every disagreement is named.
 
-A checkpoint is a dict of plain data: ``stage``, ``dataset``, ``sizes``, ``settings``, ``model`` (state dict),
-``optimizer`` (Adam), ``position`` (epoch, pass, batch: where to go on), ``sums`` (losses of the pass under way)
-and ``logs`` (lengths of the run's logs). A published checkpoint is accepted where weights are read.
+A checkpoint is a dict of plain data: ``stage``, ``sizes``, ``settings``, ``model`` (state dict),
+``optimizer`` (Adam), ``position`` (epoch, pass, batch: where to go on), ``sums`` and ``losses`` (of the pass
+and the epoch under way), ``seconds`` (of the epoch) and ``logs`` (lengths of the run's logs). A published
+checkpoint is accepted where weights are read.
 """
 
 from collections.abc import Mapping
@@ -64,8 +65,8 @@ def find_weights(settings: Settings, stages: tuple[str, ...]) -> Path:
     for _, found in sorted(numbered, reverse=True):
         if read_checkpoint(found).get("stage") in stages:
             return found
-    raise BadInput(f"{path}: no finished checkpoint of {' or '.join(stages)} with {settings.hashcode_size} bits "
-                   f"({pattern}); set weight_path")  # fmt: skip
+    wanted = f"{' or '.join(stages)} with {settings.hashcode_size} bits ({pattern})"
+    raise BadInput(f"{path}: no finished checkpoint of {wanted}; set weight_path")
 
 
 def load_weights(

@@ -96,8 +96,8 @@ def parse(arguments: list[str], form: Mapping[str, Any]) -> tuple[dict[str, Any]
     """
     parser = Parser(
         prog="python run.py",
-        description="Train and test WSCH or BTH. Every setting on top of run.py is an option too; an option wins "
-        "over run.py, that over the dataset JSON, that over the published value.",
+        description="Train and test WSCH or BTH. Every setting on top of run.py is an option too; an option "
+        "wins over run.py, that over the dataset JSON, that over the published value.",
         allow_abbrev=False,
         formatter_class=argparse.RawTextHelpFormatter,
     )

@@ -1,7 +1,7 @@
 """The one loop: a stage hands it a network and a list of passes; it trains, logs, saves, stops and resumes.
 
-Nothing random is kept between steps: the order, the masks and the dropout of a place in a run are functions of
-(seed, stage, epoch, pass, batch). So a run goes on after an interruption as if nothing had happened.
+Nothing random is kept between steps: the order, the masks and the dropout of a place in a run are functions
+of (seed, stage, epoch, pass, batch). So a run goes on after an interruption as if nothing had happened.
 """
 
 import math
@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from data import BadInput, FeatureStore, generator, progress, read_checkpoint
 from engine.checkpoint import load_moments, save_checkpoint
@@ -85,126 +84,130 @@ class Loop:
     """The state of a stage under way."""
 
     def __init__(self, run: Run, stage: Stage):
-        self.log, self.stage = run, stage
+        self.log, self.stage, self.settings = run, stage, run.settings
         self.device = next(stage.net.parameters()).device
+        self.n_videos = len(stage.store)
         self.position = (0, 0, 0)  # epoch, pass, batch: where to go on
         self.sums: dict[str, float] = {}  # loss terms of the pass under way, summed over videos
-        self.losses: dict[str, dict[str, float]] = {}  # of the passes done in this epoch
-        self.pending: list[
-            tuple[int, int, dict[str, Tensor]]
-        ] = []  # (batch, videos, terms), still on the device
-        self.seconds = 0.0  # of this epoch, before the last interruption
+        self.losses: dict[str, dict[str, float]] = {}  # of what this epoch has done, by pass
+        self.seconds = 0.0  # of this epoch, up to the last checkpoint
+        self.pending: list[tuple[int, dict[str, Tensor]]] = []  # batch and its terms, still on the device
         if run.part.exists():
             self.resume()
+        self.bar = progress([], run.stage, total=stage.n_epochs * self.batches_per_epoch)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Of all passes together."""
+        n_passes = sum(isinstance(item, Pass) for item in self.stage.passes)
+        return n_passes * math.ceil(self.n_videos / self.settings.batch_size)
 
     def run(self) -> None:
         """All epochs that are still to come."""
-        stage = self.stage
-        first_epoch = self.position[0]
-        n_batches = math.ceil(len(stage.store) / self.log.settings.batch_size)
-        per_epoch = n_batches * sum(isinstance(item, Pass) for item in stage.passes)
-        saved = time.monotonic()
-        with progress(
-            [], self.log.stage, total=stage.n_epochs * per_epoch, initial=first_epoch * per_epoch
-        ) as bar:
-            for epoch in range(first_epoch, stage.n_epochs):
-                started = time.monotonic() - self.seconds
-                for group in stage.optimizer.param_groups:
-                    group["lr"] = stage.lr(epoch)
-                for number in range(self.position[1], len(stage.passes)):
-                    item = stage.passes[number]
-                    bar.set_description(f"{self.log.stage} epoch {epoch + 1}/{stage.n_epochs}, {item.name}")
-                    rng = generator(self.log.settings.seed, self.log.stage, epoch, number)
-                    if isinstance(item, Step):
-                        self.losses[item.name] = item.run(epoch, rng)
-                    else:
-                        for batch in self.batches(item, rng, epoch, number, bar):
-                            self.position = (epoch, number, batch + 1)
-                            due = time.monotonic() - saved > 60 * self.log.settings.checkpoint_minutes
-                            if due or STOP.number:
-                                self.seconds = time.monotonic() - started
-                                self.save()
-                                saved = time.monotonic()
-                            check_stop()
-                        self.read_losses(epoch, item.name)
-                        self.losses[item.name] = {
-                            key: value / len(stage.store) for key, value in self.sums.items()
-                        }
-                        self.sums = {}
-                    self.position = (epoch, number + 1, 0)
-                self.end_epoch(epoch, time.monotonic() - started, per_epoch)
-                saved = time.monotonic()
-                check_stop()
+        self.bar.update(self.position[0] * self.batches_per_epoch)
+        with self.bar:
+            for epoch in range(self.position[0], self.stage.n_epochs):
+                self.run_epoch(epoch)
         save_checkpoint(self.log.weights, self.content())
         self.log.part.unlink(missing_ok=True)
 
-    def batches(
-        self, item: Pass, rng: np.random.Generator, epoch: int, number: int, bar: tqdm
-    ) -> Iterator[int]:
-        """Train on the batches of a pass that are still to come; yields the number of each that is done."""
-        settings, size = self.log.settings, self.log.settings.batch_size
+    def run_epoch(self, epoch: int) -> None:
+        """What is still to come of one epoch, its line in the log, its checkpoint."""
+        self.resumed_at = time.monotonic() - self.seconds
+        for group in self.stage.optimizer.param_groups:
+            group["lr"] = self.stage.lr(epoch)
+        for number in range(self.position[1], len(self.stage.passes)):
+            item = self.stage.passes[number]
+            self.bar.set_description(f"{self.log.stage} epoch {epoch + 1}/{self.stage.n_epochs}, {item.name}")
+            rng = generator(self.settings.seed, self.log.stage, epoch, number)
+            if isinstance(item, Step):
+                self.losses[item.name] = item.run(epoch, rng)
+            else:
+                self.run_pass(item, rng)
+            self.position = (epoch, number + 1, 0)
+        self.log_epoch(epoch)
+        self.losses, self.resumed_at, self.position = {}, time.monotonic(), (epoch + 1, 0, 0)
+        self.save()
+        check_stop()
+
+    def run_pass(self, item: Pass, rng: np.random.Generator) -> None:
+        """The batches of a pass that are still to come."""
+        epoch, number, first = self.position
+        size = self.settings.batch_size
         fetch = item.draw(rng)
-        slices = [slice(start, start + size) for start in range(0, len(self.stage.store), size)]
-        first = self.position[2]
-        workers = 0 if self.stage.store.is_at_hand(self.device) else settings.num_workers
+        slices = [slice(start, start + size) for start in range(0, self.n_videos, size)]
+        workers = 0 if self.stage.store.is_at_hand(self.device) else self.settings.num_workers
+        saved = time.monotonic()
         for batch, content in enumerate(read_ahead(fetch, slices[first:], workers, self.device), first):
-            torch.manual_seed(generator(settings.seed, self.log.stage, epoch, number, batch).integers(2**62))
+            seed = generator(self.settings.seed, self.log.stage, epoch, number, batch)  # of dropout
+            torch.manual_seed(seed.integers(2**62))
             self.stage.optimizer.zero_grad()
             terms = item.loss(*(to_device(tensor, self.device) for tensor in content))
             sum(terms.values()).backward()
             self.stage.optimizer.step()
-            n_videos = min(size, len(self.stage.store) - batch * size)
-            self.pending.append((batch, n_videos, {name: term.detach() for name, term in terms.items()}))
+            self.pending.append((batch, {name: term.detach() for name, term in terms.items()}))
             if self.device.type == "cpu" or len(self.pending) == 50:  # reading a term makes a GPU wait
-                self.read_losses(epoch, item.name)
-            bar.update()
-            yield batch
+                self.read_losses()
+            self.bar.update()
+            self.position = (epoch, number, batch + 1)
+            if STOP.number or time.monotonic() - saved > 60 * self.settings.checkpoint_minutes:
+                self.save()
+                saved = time.monotonic()
+            check_stop()
+        self.read_losses()
+        self.losses[item.name] = {name: value / self.n_videos for name, value in self.sums.items()}
+        self.sums = {}
 
-    def read_losses(self, epoch: int, name: str) -> None:
+    def read_losses(self) -> None:
         """Add the pending loss terms to the sums.
 
         Raises:
-            BadInput: one is not finite. No checkpoint has been written since its batch.
+            BadInput: one is not finite; no checkpoint has been written since its batch.
         """
         if not self.pending:
             return
-        names = list(self.pending[0][2])
-        values = torch.stack([torch.stack([terms[key].double() if self.device.type != "mps" else terms[key]
-                                           for key in names]) for _, _, terms in self.pending]).tolist()  # fmt: skip
-        for (batch, n_videos, _), row in zip(self.pending, values, strict=True):
+        epoch, number, _ = self.position
+        names = list(self.pending[0][1])
+        values = torch.stack([torch.stack(list(terms.values())) for _, terms in self.pending]).tolist()
+        for (batch, _), row in zip(self.pending, values, strict=True):
             if not all(map(math.isfinite, row)):
-                found = ", ".join(f"{key} = {value}" for key, value in zip(names, row, strict=True))
+                found = ", ".join(f"{name} = {value}" for name, value in zip(names, row, strict=True))
+                place = f"epoch {epoch + 1}, pass {self.stage.passes[number].name}, batch {batch + 1}"
                 raise BadInput(
-                    f"run {self.log.number}, {self.log.stage}: the loss is not finite in epoch {epoch + 1}, pass "
-                    f"{name}, batch {batch + 1}: {found}; the last good checkpoint is kept, try a smaller lr"
+                    f"run {self.log.number}, {self.log.stage}: the loss is not finite in {place}: {found}; "
+                    "the last good checkpoint is kept, try a smaller lr"
                 )
-            for key, value in zip(names, row, strict=True):
-                self.sums[key] = self.sums.get(key, 0.0) + value * n_videos
+            n_videos = min(self.settings.batch_size, self.n_videos - batch * self.settings.batch_size)
+            for name, value in zip(names, row, strict=True):
+                self.sums[name] = self.sums.get(name, 0.0) + value * n_videos
         self.pending = []
 
-    def end_epoch(self, epoch: int, seconds: float, per_epoch: int) -> None:
-        """Log an epoch, and save what it reached."""
-        n_videos = per_epoch and sum(isinstance(item, Pass) for item in self.stage.passes) * len(
-            self.stage.store
+    def log_epoch(self, epoch: int) -> None:
+        """Write what an epoch did into both logs."""
+        seconds = time.monotonic() - self.resumed_at
+        rate = sum(isinstance(item, Pass) for item in self.stage.passes) * self.n_videos / seconds
+        self.log.event(
+            "epoch",
+            stage=self.log.stage,
+            epoch=epoch + 1,
+            seconds=round(seconds, 3),
+            lr=self.stage.lr(epoch),
+            videos_per_second=round(rate, 1),
+            losses=self.losses,
         )
-        rate = n_videos / seconds if seconds else 0.0
-        lr = self.stage.optimizer.param_groups[0]["lr"]
-        self.log.event("epoch", stage=self.log.stage, epoch=epoch + 1, seconds=round(seconds, 3), lr=lr,
-                       videos_per_second=round(rate, 1), losses=self.losses)  # fmt: skip
-        parts = [f"{name}: " + ", ".join(f"{key} {value:.6g}" for key, value in terms.items())
-                 for name, terms in self.losses.items()]  # fmt: skip
-        self.log.say(f"{self.log.stage} epoch {epoch + 1}/{self.stage.n_epochs}  {seconds:.1f} s  {rate:.0f} videos/s  "
-                     + "  ".join(parts))  # fmt: skip
-        self.losses, self.seconds, self.position = {}, 0.0, (epoch + 1, 0, 0)
-        self.save()
+        losses = [
+            f"{name}: " + ", ".join(f"{term} {value:.6g}" for term, value in terms.items())
+            for name, terms in self.losses.items()
+        ]
+        place = f"{self.log.stage} epoch {epoch + 1}/{self.stage.n_epochs}"
+        self.log.say("  ".join([place, f"{seconds:.1f} s", f"{rate:.0f} videos/s", *losses]))
 
     def content(self) -> dict[str, Any]:
         """The checkpoint of this moment."""
         return {
             "stage": self.log.stage,
-            "dataset": self.log.settings.config.dataset,
             "sizes": self.stage.net.sizes,
-            "settings": self.log.settings.as_dict(),
+            "settings": self.settings.as_dict(),
             "model": self.stage.net.state_dict(),
             "optimizer": self.stage.optimizer.state_dict(),
             "position": self.position,
@@ -215,10 +218,18 @@ class Loop:
         }
 
     def save(self) -> None:
-        """Renew ``weight/<n>_<bits>.part.pth``."""
-        self.read_losses(
-            self.position[0], self.stage.passes[min(self.position[1], len(self.stage.passes) - 1)].name
-        )
+        """Renew ``weight/<n>_<bits>.part.pth``.
+
+        Raises:
+            BadInput: it cannot be written, or a weight is not finite; the previous one is kept.
+        """
+        self.read_losses()
+        if not all(bool(weight.isfinite().all()) for weight in self.stage.net.parameters()):
+            raise BadInput(
+                f"run {self.log.number}, {self.log.stage}: a weight is not finite in epoch "
+                f"{self.position[0] + 1}; the last good checkpoint is kept, try a smaller lr"
+            )
+        self.seconds = time.monotonic() - self.resumed_at
         save_checkpoint(self.log.part, self.content())
 
     def resume(self) -> None:
@@ -298,7 +309,7 @@ def encode(
     Returns:
         The rows of all videos on the CPU, (N, ...).
     """
-    size = max(1, min(settings.batch_size * 2, len(store)))
+    size = settings.batch_size * (1 if device.type == "cpu" else 4)  # a CPU's caches prefer smaller ones
     slices = [slice(start, min(start + size, len(store))) for start in range(0, len(store), size)]
     workers = 0 if store.is_at_hand(device) else settings.num_workers
 

@@ -1,8 +1,8 @@
-"""Runs and their logs: numbers that no two runs share, ``log/<n>.txt``, ``log/<n>.jsonl``, and what is unfinished.
+"""Runs and their logs: numbers that no two share, ``log/<n>.txt``, ``log/<n>.jsonl``, what is unfinished.
 
-One start of the program is a *launch* of one or more runs in a row (a pipeline takes one number for each of its
-stages). The first line of its first run's JSON lines, written whole or not at all, reserves all its numbers and
-keeps its settings. A run is finished when its log has an ``end``, a launch when its last run is.
+One start of the program is a *launch* of one or more runs in a row (a pipeline takes one number for each of
+its stages). The first line of its first run's JSON lines, written whole or not at all, reserves all numbers
+and keeps its settings. A run is finished when its log has an ``end``, a launch when its last run is.
 """
 
 import contextlib
@@ -122,7 +122,7 @@ def writable_folder(path: Path) -> Iterator[None]:
 
 
 def find_unfinished(log_dir: Path, number: int | None = None) -> tuple[dict, IO] | None:
-    """The newest launch that has not finished and that no process works on, or the one that holds run ``number``.
+    """The newest launch that has not finished and that no process works on, or the one with run ``number``.
 
     Returns:
         What it reserved, and its lock; None if there is none and no number was asked for.
@@ -201,8 +201,10 @@ class Run:
         self.rewind({self.jsonl.name: sum(map(len, reserved))})
         self.event("start", stage=self.stage, run=self.number, settings=self.settings.as_dict(),
                    seed=self.settings.seed, **values)  # fmt: skip
-        self.say(f"run {self.number}: {self.stage} on {self.settings.data_set_config}, "
-                 f"{self.settings.hashcode_size} bits, seed {self.settings.seed}, device {values['device']}")  # fmt: skip
+        self.say(
+            f"run {self.number}: {self.stage} on {self.settings.data_set_config}, "
+            f"{self.settings.hashcode_size} bits, seed {self.settings.seed}, device {values['device']}"
+        )
 
     def end(self) -> Path:
         """Finish the log, if that is not yet done, and return the stage's checkpoint."""

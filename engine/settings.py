@@ -1,7 +1,7 @@
 """Settings of a run: where each comes from, what it may be, and all that is wrong with them at once.
 
-An option of the command line wins over the top of run.py, that over the dataset JSON's block (``run`` for WSCH,
-``bth`` for BTH), and that over the published value, which stands here.
+An option of the command line wins over the top of run.py, that over the dataset JSON's block (``run`` for
+WSCH, ``bth`` for BTH), and that over the published value, which stands here.
 """
 
 import dataclasses
@@ -99,7 +99,7 @@ class Settings:
     hashcode_size: int = setting(64, "bits of a hash code", positive, "1 or more")
     weight_path: str | None = setting(
         None,
-        "checkpoint to start from, or a folder: its newest finished one of the right bits; None: result_weight_dir",
+        "checkpoint to start from, or a folder: its newest finished one that fits; None: result_weight_dir",
     )
     cfg: Cfg = field(default_factory=Cfg)
     bth: Bth = field(default_factory=Bth)
@@ -193,7 +193,7 @@ def convert(name: str, value: Any) -> Any:
 
 
 def flatten(values: Mapping, names: typing.Iterable[str], problems: list[str], where: str) -> dict[str, Any]:
-    """Nested settings, ``{"cfg": {"a": 1}}``, by dotted name; what is not one of ``names`` goes to problems."""
+    """Nested settings, ``{"cfg": {"a": 1}}``, by dotted name; those not in ``names`` go to problems."""
     flat = {}
     nested = {name.split(".")[0] for name in names if "." in name}
     for key, value in values.items():
@@ -299,8 +299,10 @@ def check_together(settings: Settings, config: DatasetConfig) -> list[str]:
                             "hidden and one visible")  # fmt: skip
     starts_fresh = ("pipeline", "pretrain", "bth.pipeline", "bth.pretrain")
     if settings.weight_path is not None and settings.stage in starts_fresh:
-        problems.append(f"'weight_path' must be None: stage {settings.stage} does not start from a checkpoint, "
-                        f"found {json.dumps(settings.weight_path)}")  # fmt: skip
+        problems.append(
+            f"'weight_path' must be None: stage {settings.stage} does not start from a checkpoint, "
+            f"found {json.dumps(settings.weight_path)}"
+        )
     return problems
 
 

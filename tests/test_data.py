@@ -62,8 +62,12 @@ class TestConfig:
         dataset.change(max_frame=3, max_frames="7", train=5)
         with pytest.raises(BadInput) as error:
             load_config(dataset.path)
-        for part in ("unknown key 'max_frame' (did you mean 'max_frames'?)", "'num_class' is missing",
-                     "'max_frames' must be a positive integer, found \"7\"", "'train' must be a file name"):  # fmt: skip
+        for part in (
+            "unknown key 'max_frame' (did you mean 'max_frames'?)",
+            "'num_class' is missing",
+            "'max_frames' must be a positive integer, found \"7\"",
+            "'train' must be a file name",
+        ):
             assert part in str(error.value)
         assert "\n" not in str(error.value)
 
@@ -220,8 +224,13 @@ class TestReport:
     def test_says_what_a_dataset_holds(self, dataset, capsys):
         assert data.main([str(dataset.path)]) == 0
         out = capsys.readouterr().out
-        for part in (f"({N_TRAIN}, {N_FRAMES}, {WIDTH}) float32", "contiguous, memory-mapped", "all-zero frames: 0 of 120",
-                     "1 to 1 classes a video", "26 to 26 videos a class"):  # fmt: skip
+        for part in (
+            f"({N_TRAIN}, {N_FRAMES}, {WIDTH}) float32",
+            "contiguous, memory-mapped",
+            "all-zero frames: 0 of 120",
+            "1 to 1 classes a video",
+            "26 to 26 videos a class",
+        ):
             assert part in out
 
     def test_a_broken_one_is_refused(self, dataset, capsys):

@@ -99,22 +99,56 @@ def nothing(dataset):
 ONES = np.ones((N_DATABASE, N_CLASSES), np.uint8)
 # (what is wrong, how it comes about, options, what the one line says)
 BAD_INPUTS = [
-    ("feature file missing", lambda d: (d.folder / "train.h5").unlink(), [], "train.h5: no such feature file"),
+    (
+        "feature file missing",
+        lambda d: (d.folder / "train.h5").unlink(),
+        [],
+        "train.h5: no such feature file",
+    ),
     ("not HDF5", write("train.h5", b"not an HDF5 file at all"), [], "train.h5: not a readable HDF5 file"),
-    ("truncated HDF5", truncate("train.h5", 0.6), [], "train.h5: not a readable HDF5 file (damaged or truncated?)"),
+    (
+        "truncated HDF5",
+        truncate("train.h5", 0.6),
+        [],
+        "train.h5: not a readable HDF5 file (damaged or truncated?)",
+    ),
     ("empty file", write("test.h5", b""), [], "test.h5: not a readable HDF5 file"),
-    ("a folder", lambda d: ((d.folder / "query.h5").unlink(), (d.folder / "query.h5").mkdir()), [], "query.h5: "),
+    (
+        "a folder",
+        lambda d: ((d.folder / "query.h5").unlink(), (d.folder / "query.h5").mkdir()),
+        [],
+        "query.h5: ",
+    ),
     ("no feats", no_feats, [], "train.h5: no dataset 'feats', found ['features']"),
     ("wrong rank", set_features("train", to=lambda x: x[0]), [], f"has shape ({N_FRAMES}, {WIDTH})"),
-    ("wrong width", set_json(hidden_size=WIDTH + 1), [], f"the dataset JSON says (N, {N_FRAMES}, {WIDTH + 1})"),
+    (
+        "wrong width",
+        set_json(hidden_size=WIDTH + 1),
+        [],
+        f"the dataset JSON says (N, {N_FRAMES}, {WIDTH + 1})",
+    ),
     ("wrong frame count", set_json(max_frames=5), [], f"the dataset JSON says (N, 5, {WIDTH})"),
     ("no videos", set_features("test", to=lambda x: x[:0]), [], "test.h5: 'feats' holds no video"),
-    ("integers", set_features("train", to=lambda x: x.astype(np.int32)), [], "is int32, expected float16, float32"),
+    (
+        "integers",
+        set_features("train", to=lambda x: x.astype(np.int32)),
+        [],
+        "is int32, expected float16, float32",
+    ),
     ("files disagree", mixed_files, [], "half.h5: float16, but"),
-    ("NaN", set_features("train", to=lambda x: with_value(x, (3, 2, 1), np.nan)), ["--memory", "ram"],
-     "train.h5: video 3, frame 2: not finite"),
+    (
+        "NaN",
+        set_features("train", to=lambda x: with_value(x, (3, 2, 1), np.nan)),
+        ["--memory", "ram"],
+        "train.h5: video 3, frame 2: not finite",
+    ),
     ("label file missing", lambda d: (d.folder / "test.mat").unlink(), [], "test.mat: no such label file"),
-    ("not a MAT file", write("test.mat", b"not a MAT file at all, but long enough " * 9), [], "test.mat: not a readable MAT"),
+    (
+        "not a MAT file",
+        write("test.mat", b"not a MAT file at all, but long enough " * 9),
+        [],
+        "test.mat: not a readable MAT",
+    ),
     ("truncated MAT", truncate("query.mat", 0.5), [], "query.mat: not a readable MAT file"),
     ("label variable missing", set_labels("test", ONES, "tags"), [], "no variable 'labels', found ['tags']"),
     ("label count", set_labels("test", ONES[:-1]), [], f"has {N_DATABASE - 1} rows, but {N_DATABASE} videos"),
@@ -122,7 +156,12 @@ BAD_INPUTS = [
     ("not binary", set_labels("test", 3 * ONES), [], "must hold 0 and 1 only, found 3"),
     ("no positive label", set_labels("query", np.zeros((6, N_CLASSES))), [], "has no positive label at all"),
     ("labels are text", set_labels("test", "dog"), [], "'labels' is not a numeric array"),
-    ("JSON missing", lambda d: d.path.unlink(), [], "synthetic.json: cannot be read: No such file or directory"),
+    (
+        "JSON missing",
+        lambda d: d.path.unlink(),
+        [],
+        "synthetic.json: cannot be read: No such file or directory",
+    ),
     ("JSON syntax", json_text("{", "{,"), [], "synthetic.json: line 1, column 2: "),
     ("JSON is a list", lambda d: d.path.write_text("[]"), [], "expected a JSON object, found list"),
     ("JSON key twice", json_text("{", '{"num_class": 4, '), [], "key 'num_class' stands there twice"),
@@ -136,7 +175,12 @@ BAD_INPUTS = [
     ("hidden_size", set_run(hidden_size=100), [], "must be a multiple of 64 (the encoder's width"),
     ("decoder_size", set_run(decoder_size=33), [], "'decoder_size' must be a multiple of 4, found 33"),
     ("small database", small_database, [], "mAP@100 needs a database of 100 videos, found 99"),
-    ("too many centers", nothing, ["--cfg.n_clusters", "41"], "'cfg.n_clusters' is 41, more than the 40 codes"),
+    (
+        "too many centers",
+        nothing,
+        ["--cfg.n_clusters", "41"],
+        "'cfg.n_clusters' is 41, more than the 40 codes",
+    ),
     ("unknown option", nothing, ["--learning_rate", "1"], "unknown key '--learning_rate'"),
     ("option without value", nothing, ["--lr"], "argument --lr: expected one argument"),
     ("option out of range", nothing, ["--batch_size", "0"], "'batch_size' must be 1 or more, found 0"),
@@ -147,7 +191,7 @@ BAD_INPUTS = [
     ("none that fits", nothing, ["--stage", "train"], "weight: no such"),
     ("no such run", nothing, ["--resume", "7"], "--resume 7: run 7 does not exist"),
     ("nothing to resume", nothing, ["--resume"], "--resume: no unfinished run in log"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(

@@ -50,8 +50,13 @@ class TestProblems:
         dataset.change(run={"lr": -1, "cfg": {"p3": 0.1}})
         with pytest.raises(BadInput) as error:
             settings(dataset, {"seed": "x"}, batch_size=0, hidden_sizes=3)
-        for part in ("'lr' must be above 0, found -1", "unknown key 'cfg.p3' (did you mean 'cfg.p", "option 'seed'",
-                     "'batch_size' must be 1 or more, found 0", "unknown key 'hidden_sizes'"):  # fmt: skip
+        for part in (
+            "'lr' must be above 0, found -1",
+            "unknown key 'cfg.p3' (did you mean 'cfg.p",
+            "option 'seed'",
+            "'batch_size' must be 1 or more, found 0",
+            "unknown key 'hidden_sizes'",
+        ):
             assert part in str(error.value)
 
     @pytest.mark.parametrize(

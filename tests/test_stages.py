@@ -11,8 +11,8 @@ from test_model import GOLDEN
 
 import model
 from data import draw_views, generator, load_config, open_store
-from engine.checkpoint import load_weights
 from engine import evaluation
+from engine.checkpoint import load_weights
 from engine.settings import resolve
 from model import contrastive_loss, reconstruction_loss
 from pretrain import fresh_network
