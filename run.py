@@ -32,11 +32,16 @@ settings = dict(
         p1=None,  # mask ratio of pre-training and clustering
         p2=None,  # mask ratio of training
     ),
+    bth=dict(
+        n_anchors=None,
+    ),
     seed=3346,
     device="auto",  # cpu, cuda or mps
     precision="float32",  # or bfloat16
+    tf32=False,  # on CUDA: faster float32 products with 10 bits of mantissa
     memory="auto",  # ram or disk: where features are read from
     num_workers=1,  # threads that read ahead
+    checkpoint_minutes=10,  # between checkpoints inside an epoch
 )
 
 if __name__ == "__main__":

@@ -95,9 +95,9 @@ def parse(arguments: list[str], form: Mapping[str, Any]) -> tuple[dict[str, Any]
         BadInput: an option is unknown or lacks its value.
     """
     parser = Parser(
-        prog="python run.py",
+        usage="python run.py [--resume [RUN]] [--SETTING VALUE ...]",
         description="Train and test WSCH or BTH. Every setting on top of run.py is an option too; an option "
-        "wins over run.py, that over the dataset JSON, that over the published value.",
+        "wins over run.py, that over the dataset JSON, that over the default.",
         allow_abbrev=False,
         formatter_class=argparse.RawTextHelpFormatter,
     )
@@ -105,13 +105,11 @@ def parse(arguments: list[str], form: Mapping[str, Any]) -> tuple[dict[str, Any]
                         help="go on with the newest unfinished run, or with this one")  # fmt: skip
     for name, item in FIELDS.items():
         group, _, key = name.rpartition(".")
-        default = item.default
         stated = form.get(group, {}).get(key) if group else form.get(name)
-        text = f"{item.metadata['description']}\npublished: {show(default)}"
-        if not group and key in BTH_PUBLISHED:
-            text += f" (BTH {show(BTH_PUBLISHED[key])})"
-        if stated is not None:
-            text += f"; run.py: {show(stated)}"
+        default = show(item.default) if stated is None else show(stated)
+        text = f"{item.metadata['description']}\ndefault: {default}"
+        if stated is None and key in BTH_PUBLISHED and not group:
+            text += f" (BTH: {show(BTH_PUBLISHED[key])})"
         parser.add_argument(f"--{name}", metavar=key.upper(), nargs=2 if name == "max_iter" else None,
                             help=text.replace("%", "%%"))  # fmt: skip
     found, unknown = parser.parse_known_args(arguments)

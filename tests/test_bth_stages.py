@@ -1,0 +1,303 @@
+"""BTH's stages from end to end: what they compute, keep, skip and refuse."""
+
+import re
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from conftest import N_FRAMES, N_TRAIN, json_lines
+
+from bth import pretrain
+from bth.model import BTH
+from bth.pretrain import learning_rate
+from data import load_config, open_store
+from engine.settings import Bth, Settings, resolve
+
+PREPARED = ("latent_feats", "anchors", "train_assit", "sim_matrix")
+
+
+def run_pipeline(start, *options):
+    status, out, err = start("--stage", "bth.pipeline", *options)
+    assert (status, err) == (0, "")
+    return out
+
+
+def contents(path):
+    with h5py.File(path, "r") as file:
+        return {key: dataset[()] for key, dataset in file.items()}
+
+
+class TestPipeline:
+    def test_runs_and_leaves_the_published_files(self, start, tmp_path):
+        out = run_pipeline(start)
+        weight = tmp_path / "work/weight"
+        assert sorted(path.name for path in weight.iterdir()) == sorted(
+            ["1_16.pth", "3_16.pth", *(f"{name}.h5" for name in PREPARED)]
+        )
+        files = {name: contents(weight / f"{name}.h5") for name in PREPARED}
+        assert files["latent_feats"]["feats"].shape == (N_TRAIN, 16)
+        assert files["latent_feats"]["feats"].dtype == np.float32
+        n_anchors, width = files["anchors"]["feats"].shape
+        assert 5 <= n_anchors <= 8
+        assert width == 16
+        assert files["train_assit"]["pos"].shape == (N_TRAIN, 3)
+        assert files["train_assit"]["pos"].dtype == np.int64
+        assert {key: value.dtype.name for key, value in files["sim_matrix"].items()} == {
+            "indptr": "int64",
+            "indices": "int32",
+            "tag": "int8",
+        }
+        rows = [line.split("  ")[0] for line in out.splitlines()]
+        assert [row for row in rows if row in ("trained", "mask only", "untrained", "chance")] == [
+            "trained",
+            "mask only",
+            "untrained",
+            "chance",
+        ]
+        result = json_lines(tmp_path / "work/log/4.jsonl")[-2]
+        assert list(result["mAP"]) == ["5", "10", "20", "40", "60", "80", "100"]
+        epoch = json_lines(tmp_path / "work/log/3.jsonl")[1]
+        assert list(epoch["losses"]["pairs"]) == ["mask", "neighborhood", "cluster"]
+
+    def test_latents_are_those_of_clean_frames_without_dropout(self, start, dataset, tmp_path):
+        run_pipeline(start)
+        content = torch.load(tmp_path / "work/weight/1_16.pth", weights_only=True)
+        net = BTH(24, 16, 16)
+        net.load_state_dict(content["model"])
+        expected = net.eval()(torch.from_numpy(dataset.features["train"])).hidden.mean(1)
+        latents = contents(tmp_path / "work/weight/latent_feats.h5")["feats"]
+        assert np.abs(latents - expected.detach().numpy()).max() < 1e-5
+
+    def test_the_two_training_stages_start_from_different_weights(self, dataset):
+        settings = resolve({"data_set_config": str(dataset.path), "stage": "bth.pipeline"}, {})
+        first, second = (
+            pretrain.fresh_network(settings, 24, f"bth.{stage}") for stage in ("pretrain", "train")
+        )
+        assert not torch.equal(first.embed.weight, second.embed.weight)
+
+    @pytest.mark.parametrize("change", [("--num_workers", 0), ("--num_workers", 2), ("--memory", "ram")])
+    def test_memory_and_workers_change_no_bit(self, start, tmp_path, change):
+        run_pipeline(start, "--memory", "disk")
+        run_pipeline(start, "--memory", "disk", *change, "--result_weight_dir", "other")
+        one = torch.load(tmp_path / "work/weight/3_16.pth", weights_only=True)["model"]
+        other = torch.load(tmp_path / "work/other/7_16.pth", weights_only=True)["model"]
+        assert all(torch.equal(value, other[key]) for key, value in one.items())
+
+    def test_features_on_disk_are_never_written_to(self, start, dataset):
+        before = (dataset.folder / "train.h5").read_bytes()
+        run_pipeline(start, "--memory", "disk")
+        assert (dataset.folder / "train.h5").read_bytes() == before
+        config = load_config(dataset.path)
+        store = open_store(config, config.train, "ram", "cpu")
+        assert torch.equal(store.read(np.arange(N_TRAIN)), torch.from_numpy(dataset.features["train"]))
+
+    def test_bit_for_bit_when_killed_at_every_step(self, start, tmp_path, monkeypatch):
+        run_pipeline(start)
+        for folder in ("log", "weight"):
+            (tmp_path / "work" / folder).rename(tmp_path / f"calm_{folder}")
+
+        class Killed(BaseException):
+            pass
+
+        step, kills = torch.optim.Adam.step, 0
+        while True:
+            calls = []
+
+            def dying(self, *args, calls=calls):
+                if len(calls) == 2:
+                    raise Killed
+                calls.append(1)
+                return step(self, *args)
+
+            begun = list((tmp_path / "work").glob("log/*.jsonl"))
+            with monkeypatch.context() as patch:
+                patch.setattr(torch.optim.Adam, "step", dying)
+                try:
+                    start(
+                        *(
+                            ["--resume"]
+                            if begun
+                            else ["--stage", "bth.pipeline", "--checkpoint_minutes", 1e-9]
+                        )
+                    )
+                except Killed:
+                    kills += 1
+                    continue
+            break
+        assert kills >= 4
+        for n in (1, 3):
+            one, other = (
+                torch.load(tmp_path / folder / f"{n}_16.pth", weights_only=True)
+                for folder in ("calm_weight", "work/weight")
+            )
+            assert all(torch.equal(value, other["model"][key]) for key, value in one["model"].items())
+            lines = [json_lines(tmp_path / folder / f"{n}.jsonl") for folder in ("calm_log", "work/log")]
+            losses = [[line["losses"] for line in part if line["event"] == "epoch"] for part in lines]
+            assert losses[0] == losses[1]
+        for name in PREPARED:
+            one, other = (
+                contents(tmp_path / folder / f"{name}.h5") for folder in ("calm_weight", "work/weight")
+            )
+            assert all(np.array_equal(one[key], other[key]) for key in one)
+
+
+class TestPreparation:
+    def test_what_matches_is_kept_and_what_does_not_is_made_anew(self, start, tmp_path):
+        run_pipeline(start)
+        weight = tmp_path / "work/weight"
+        times = {name: (weight / f"{name}.h5").stat().st_mtime_ns for name in PREPARED}
+        out = start("--stage", "bth.prepare")[1]
+        assert out.count("up to date, kept") == 3
+        assert times == {name: (weight / f"{name}.h5").stat().st_mtime_ns for name in PREPARED}
+        out = start("--stage", "bth.prepare", "--bth.n_anchors", 6)[1]
+        assert out.count("written") == 3
+        assert len(contents(weight / "anchors.h5")["feats"]) <= 6
+        out = start("--stage", "bth.pretrain", "--seed", 1)[1]
+        assert "latent_feats.h5: written" in out
+
+    def test_published_files_are_taken_as_they_are(self, start, tmp_path):
+        rng = np.random.default_rng(0)
+        folder = tmp_path / "published"
+        folder.mkdir()
+        adj = rng.integers(0, 3, (N_TRAIN, N_TRAIN)).astype(np.float32)
+        np.fill_diagonal(adj, 1)
+        for name, key, array in (
+            ("anchors", "feats", rng.standard_normal((7, 16)).astype(np.float32)),
+            ("train_assit", "pos", rng.integers(0, 7, (N_TRAIN, 3))),
+            ("sim_matrix", "adj", adj),
+        ):
+            with h5py.File(folder / f"{name}.h5", "w") as file:
+                file[key] = array
+        before = {path: path.read_bytes() for path in folder.iterdir()}
+        options = [part for name in PREPARED[1:] for part in (f"--bth.{name}", str(folder / f"{name}.h5"))]
+        status, out, _ = start("--stage", "bth.prepare", *options)
+        assert status == 0
+        assert out.count("there already, taken as it is") == 3
+        assert start("--stage", "bth.train", *options)[0] == 0
+        assert before == {path: path.read_bytes() for path in folder.iterdir()}
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("anchors", {"x": np.zeros(3)}, r"anchors.h5: no dataset 'feats', found \['x'\]"),
+            ("anchors", {"feats": np.zeros((7, 15), np.float32)}, r"numbers \(m, 16\), found float32 \(7, 15\)"),
+            ("anchors", {"feats": np.full((7, 16), np.nan, np.float32)}, "expected finite values"),
+            ("train_assit", {"pos": np.full((N_TRAIN, 3), 99)}, "expected anchors 0 to .*, found 99 to 99"),
+            ("train_assit", {"pos": np.zeros((19, 3), int)}, r"integers \(20, 3\), found int64 \(19, 3\)"),
+            ("sim_matrix", {"adj": np.ones((5, 5), np.float32)}, "the tags of 20 training videos, found 5"),
+            ("sim_matrix", b"no HDF5 file", "sim_matrix.h5: not a readable HDF5 file"),
+            ("anchors", None, "anchors.h5: no such file; the stages bth.pretrain and bth.prepare make it"),
+        ],
+    )  # fmt: skip
+    def test_wrong_files_are_named(self, start, tmp_path, name, content, message):
+        run_pipeline(start)
+        path = tmp_path / f"work/weight/{name}.h5"
+        path.unlink()
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        elif content:
+            with h5py.File(path, "w") as file:
+                for key, array in content.items():
+                    file[key] = array
+        status, _, err = start("--stage", "bth.train")
+        assert status == 2
+        assert err.count("\n") == 1
+        assert re.search(message, err)
+
+    def test_more_anchors_than_videos(self, start):
+        for stage in ("bth.pipeline", "bth.prepare"):
+            status, _, err = start("--stage", stage, "--bth.n_anchors", N_TRAIN + 1)
+            assert status == 2
+            assert "'bth.n_anchors' is 21, more than the 20 training videos" in err
+
+    def test_latents_must_be_there(self, start):
+        status, _, err = start("--stage", "bth.prepare")
+        assert status == 2
+        assert "latent_feats.h5: no such file; the stages bth.pretrain and bth.prepare make it" in err
+
+
+class TestTraining:
+    def test_targets_are_clean_and_inputs_disturbed(self, start, dataset, monkeypatch):
+        seen = []
+        mask_loss = pretrain.mask_loss
+        forward = BTH.forward
+
+        def spy_forward(net, frames):
+            seen.append(("input", frames.clone()))
+            return forward(net, frames)
+
+        def spy_loss(reconstruction, clean):
+            seen.append(("target", clean.clone()))
+            return mask_loss(reconstruction, clean)
+
+        monkeypatch.setattr(BTH, "forward", spy_forward)
+        monkeypatch.setattr(pretrain, "mask_loss", spy_loss)
+        assert start("--stage", "bth.pretrain", "--max_iter", 20, 0)[0] == 0
+        inputs, targets = (torch.cat([x for kind, x in seen if kind == name]) for name in ("input", "target"))
+        stored = torch.from_numpy(dataset.features["train"])
+        assert all((stored == video).all((1, 2)).any() for video in targets)
+        changed = (inputs != targets).any(-1)  # 15% disturbed, of which 10% stay
+        expected, n = 0.15 * 0.9, 20 * N_TRAIN * N_FRAMES
+        assert abs(changed.float().mean() - expected) < 4 * (expected * (1 - expected) / n) ** 0.5
+
+    def test_dropout_is_on_in_training_and_a_function_of_the_place(self, start, tmp_path, monkeypatch):
+        rates = []
+        dropout = torch.nn.functional.dropout
+
+        def spy(x, p):
+            rates.append(p)
+            return dropout(x, p)
+
+        monkeypatch.setattr(torch.nn.functional, "dropout", spy)
+        start("--stage", "bth.pretrain")
+        torch.manual_seed(99)
+        start("--stage", "bth.pretrain")
+        assert set(rates) == {0.1}
+        one, other = (
+            torch.load(tmp_path / f"work/weight/{n}_16.pth", weights_only=True)["model"] for n in (1, 2)
+        )
+        assert all(torch.equal(value, other[key]) for key, value in one.items())
+
+    def test_learning_rate_steps(self):
+        rate = learning_rate(Settings(lr=3e-4))
+        assert [rate(epoch) for epoch in (0, 19, 20, 40)] == pytest.approx([3e-4, 3e-4, 2.7e-4, 2.43e-4])
+        assert rate(10**6) == 1e-4
+        assert learning_rate(Settings(lr=1e-5))(100) == 1e-5
+        assert learning_rate(Settings(lr=1e-3, bth=Bth(lr_decay=0.5, lr_decay_epochs=1)))(2) == 2.5e-4
+
+    def test_continues_from_weights_the_user_names(self, start, tmp_path):
+        run_pipeline(start)
+        start("--stage", "bth.train", "--weight_path", tmp_path / "work/weight/3_16.pth", "--max_iter", 0, 0)
+        one, other = (
+            torch.load(tmp_path / f"work/weight/{n}_16.pth", weights_only=True)["model"] for n in (3, 5)
+        )
+        assert all(torch.equal(value, other[key]) for key, value in one.items())
+
+    def test_a_published_checkpoint_is_tested_as_it_is(self, start, dataset, tmp_path):
+        from conftest import write_features
+        from test_model import GOLDEN
+
+        del dataset.content["run"], dataset.content["bth"]
+        for name in ("test", "query"):
+            frames = np.random.default_rng(0).standard_normal((len(dataset.features[name]), 6, 40))
+            write_features(dataset.folder / f"{name}.h5", frames.astype(np.float32))
+        dataset.change(hidden_size=40)
+        status, out, err = start("--stage", "bth.test", "--weight_path", GOLDEN / "bth_tiny.pth")
+        assert (status, err) == (0, "")
+        assert "16 bits" in out
+
+    def test_a_nonfinite_weight_is_never_saved(self, start, tmp_path, monkeypatch):
+        step = torch.optim.Adam.step
+
+        def spoil(self, *args):
+            result = step(self, *args)
+            with torch.no_grad():
+                self.param_groups[0]["params"][0].fill_(torch.inf)
+            return result
+
+        monkeypatch.setattr(torch.optim.Adam, "step", spoil)
+        status, _, err = start("--stage", "bth.pretrain", "--batch_size", N_TRAIN)
+        assert status == 2
+        assert "a weight is not finite in epoch" in err
+        assert not list((tmp_path / "work/weight").glob("*.pth"))
