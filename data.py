@@ -333,11 +333,11 @@ class FeatureFile:
         if self.offset is not None:
             if os.path.getsize(path) < self.offset + self.dataset.nbytes:
                 raise BadInput(f"{path}: truncated, 'feats' reaches beyond the end of the file")
-            self.file = open(path, "rb", buffering=0)  # noqa: SIM115  open as long as this object lives
+            self.file = open(path, "rb", buffering=0)
         elif self.dataset.chunks:
-            access = self.dataset.id.get_access_plist()
-            access.set_chunk_cache(10_007, (self.dataset.chunks[0] + 1) * self.video_bytes, 1.0)
-            self.dataset = h5py.Dataset(h5py.h5d.open(self.dataset.file.id, b"feats", access))
+            cache = (self.dataset.chunks[0] + 1) * self.video_bytes
+            self.dataset.file.close()  # the cache of a file that is open cannot be changed
+            self.dataset = h5py.File(path, "r", rdcc_nbytes=cache, rdcc_nslots=100_003, rdcc_w0=1)["feats"]
 
     @property
     def in_place(self) -> bool:
@@ -696,8 +696,8 @@ def make_demo(config: DatasetConfig) -> None:
     """Generate the demo set's files where they are missing: deterministic, a second or two.
 
     A class is a path of three feature vectors. A video shows them in some of its frames; the others come from
-    a pool of clips that all classes share, and noise and a strong nuisance (think of light and camera) lie over
-    all of them, different in every frame. So no single frame tells the class, nor does the direction of
+    a pool of clips that all classes share, and noise and a strong nuisance (think of light and camera) lie
+    over all of them, different in every frame. So no single frame tells the class, nor does the direction of
     largest variance; what the frames of a video have in common does.
     """
     splits = (config.train, config.test, config.query)

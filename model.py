@@ -45,9 +45,10 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     operand in oneDNN's layout is the public way to ask for oneDNN; it costs a copy each way, hence "large".
     ``torch.backends.mkldnn.flags(enabled=False)`` turns it off.
     """
-    float32 = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
-    large = x.device.type == "cpu" and x.numel() * len(weight) >= LARGE_PRODUCT
-    if large and float32 and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled:
+    on_cpu = x.device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    float32 = x.dtype == weight.dtype == torch.float32
+    large = x.numel() * len(weight) >= LARGE_PRODUCT
+    if on_cpu and float32 and large and not torch.is_autocast_enabled("cpu"):
         return F.linear(x.to_mkldnn(), weight, bias).to_dense()
     return F.linear(x, weight, bias)
 

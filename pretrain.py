@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data import FeatureStore, draw_views, generator, open_store
+from data import FeatureStore, draw_views, generator
 from engine.device import environment, open_device
-from engine.loop import Batch, Fetch, Pass, Stage, run_stage
+from engine.feed import Batch, Fetch, open_training_set
+from engine.loop import Pass, Stage, run_stage
 from engine.runs import Run
 from engine.settings import Settings
 from model import WSCH, reconstruction_loss
@@ -26,7 +27,7 @@ def train_model(settings: Settings, run: Run) -> Path:
     if run.is_done():
         return run.end()
     config, device = settings.config, open_device(settings)
-    store = open_store(config, config.train, settings.memory, device)
+    store = open_training_set(settings, device)
     net = fresh_network(settings, config.feature_size).to(device)
 
     def loss(frames: Tensor, mask: Tensor) -> dict[str, Tensor]:
@@ -34,6 +35,7 @@ def train_model(settings: Settings, run: Run) -> Path:
 
     passes = [Pass("reconstruction", masked(store, settings.cfg.p1), loss)]
     run.start(**environment(device), videos=len(store))
+    run.say(store.place)
     optimizer = torch.optim.Adam(net.parameters(), settings.lr, fused=True)
     run_stage(run, Stage(net, optimizer, store, passes, settings.max_iter[0], lambda _: settings.lr))
     return run.end()

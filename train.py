@@ -8,10 +8,11 @@ from torch import Tensor
 
 import model
 from cluster import kmeans
-from data import BadInput, draw_views, open_store
+from data import BadInput, draw_views
 from engine.checkpoint import find_weights, load_moments, load_weights
 from engine.device import environment, open_device
-from engine.loop import Pass, Stage, Step, encode, run_stage
+from engine.feed import count_training_videos, encode, open_training_set
+from engine.loop import Pass, Stage, Step, run_stage
 from engine.runs import Run
 from engine.settings import Settings
 from model import cluster_loss, contrastive_loss, reconstruction_loss
@@ -41,7 +42,7 @@ def train_model(settings: Settings, run: Run, pretrained: Path | None = None) ->
     path = pretrained or find_weights(settings, STARTS_FROM)
     weights = load_weights(path, settings, config, STARTS_FROM, model)
     check_clusters(settings)
-    store = open_store(config, config.train, settings.memory, device)
+    store = open_training_set(settings, device)
     net = weights.net
     net.bfloat16 = settings.precision == "bfloat16"
     if len(net.centers) != cfg.n_clusters:  # pre-training leaves them at zero
@@ -95,7 +96,7 @@ def train_model(settings: Settings, run: Run, pretrained: Path | None = None) ->
         Pass("contrastive", masked(store, cfg.p2), contrastive),
     ]
     run.start(**environment(device), videos=len(store), weights=str(path))
-    run.say(f"starts from {path}")
+    run.say(f"starts from {path}; {store.place}")
     run_stage(run, Stage(net, optimizer, store, passes, settings.max_iter[1], lambda _: settings.lr))
     return run.end()
 
@@ -107,7 +108,7 @@ def check_clusters(settings: Settings) -> None:
         BadInput: there are more centers.
     """
     config = settings.config
-    n_videos = len(open_store(config, config.train, "disk", "cpu"))
+    n_videos = count_training_videos(config)
     if settings.cfg.n_clusters > 2 * n_videos:
         raise BadInput(
             f"'cfg.n_clusters' is {settings.cfg.n_clusters}, more than the {2 * n_videos} codes "

@@ -1,7 +1,7 @@
 """Kill training processes at random moments, resume until done, compare with an undisturbed run bit for bit.
 
-``python -m bench.faults`` runs the pipeline on the demo set in processes of its own and sends them SIGKILL: at
-a random time, while a checkpoint is being written, or as an epoch begins (where the k-means is).
+``python -m bench.faults`` runs the pipeline on the demo set in processes of its own and sends SIGKILL: at a
+random time, while a checkpoint is being written, or as an epoch begins (where the k-means is).
 """
 
 import argparse

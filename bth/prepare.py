@@ -1,9 +1,9 @@
 """Stage 2 of BTH: anchors, pseudo labels and similarity from the latents of the training videos.
 
 k-means of the latents gives the anchors, the three nearest of each video its pseudo labels, the five nearest
-the similarity (``bth/similarity.py``); the BTH spec's section 2. Each is an HDF5 file under its published name
-and keeps, as an attribute, what it was made from: a file that matches is kept, and one without the attribute is
-a published one, taken as it is.
+the similarity (``bth/similarity.py``); the BTH spec's section 2. Each is an HDF5 file under its published
+name and keeps, as an attribute, what it was made from: a file that matches is kept, and one without the
+attribute is a published one, taken as it is.
 
 Axes: N training videos, H latent width, m anchors, k nearest anchors.
 """
@@ -21,10 +21,10 @@ from torch import Tensor
 from bth import model
 from bth.similarity import BLOCK, GRAPH_SIZES, Similarity, TagRows, similarity_blocks, write_similarity
 from cluster import kmeans, nearest
-from data import BadInput, FeatureStore, expand, generator, open_store, progress, write_whole
+from data import BadInput, FeatureStore, expand, generator, progress, write_whole
 from engine.checkpoint import load_weights
 from engine.device import environment, open_device
-from engine.loop import encode
+from engine.feed import count_training_videos, encode
 from engine.runs import Run
 from engine.settings import Settings
 
@@ -235,7 +235,7 @@ def check_anchors(settings: Settings) -> int:
         BadInput: more anchors than videos.
     """
     config = settings.config
-    n_videos = len(open_store(config, config.train, "disk", "cpu"))
+    n_videos = count_training_videos(config)
     if settings.bth.n_anchors > n_videos:
         found = f"{n_videos} training videos of {config.path}"
         raise BadInput(f"'bth.n_anchors' is {settings.bth.n_anchors}, more than the {found}")

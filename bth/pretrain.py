@@ -10,9 +10,10 @@ from torch import Tensor
 from bth.model import BTH, mask_loss
 from bth.pairs import draw_disturbance, read_disturbed
 from bth.prepare import write_latents
-from data import generator, open_store
+from data import generator
 from engine.device import environment, open_device
-from engine.loop import Batch, Fetch, Pass, Stage, run_stage
+from engine.feed import Batch, Fetch, open_training_set
+from engine.loop import Pass, Stage, run_stage
 from engine.runs import Run
 from engine.settings import Settings
 
@@ -27,7 +28,7 @@ def train_model(settings: Settings, run: Run) -> Path:
         BadInput: the training set cannot be used, a file cannot be written, or a loss is not finite.
     """
     config, device = settings.config, open_device(settings)
-    store = open_store(config, config.train, settings.memory, device)
+    store = open_training_set(settings, device)
     if not run.is_done():
         net = fresh_network(settings, config.feature_size, run.stage).to(device)
 
@@ -44,6 +45,7 @@ def train_model(settings: Settings, run: Run) -> Path:
             return {"mask": mask_loss(net(disturbed).reconstruction, clean)}
 
         run.start(**environment(device), videos=len(store))
+        run.say(store.place)
         optimizer = torch.optim.Adam(net.parameters(), settings.lr, fused=True)
         passes = [Pass("mask", draw, loss)]
         run_stage(run, Stage(net, optimizer, store, passes, settings.max_iter[0], learning_rate(settings)))

@@ -11,10 +11,10 @@ from bth.model import cluster_loss, mask_loss, neighborhood_loss
 from bth.pairs import draw_disturbance, draw_pairs, read_disturbed
 from bth.prepare import Prepared
 from bth.pretrain import fresh_network, learning_rate
-from data import open_store
 from engine.checkpoint import find_weights, load_weights
 from engine.device import environment, open_device
-from engine.loop import Batch, Fetch, Pass, Stage, run_stage
+from engine.feed import Batch, Fetch, open_training_set
+from engine.loop import Pass, Stage, run_stage
 from engine.runs import Run
 from engine.settings import Settings
 
@@ -33,7 +33,7 @@ def train_model(settings: Settings, run: Run) -> Path:
     if run.is_done():
         return run.end()
     config, device, bth = settings.config, open_device(settings), settings.bth
-    store = open_store(config, config.train, settings.memory, device)
+    store = open_training_set(settings, device)
     prepared = Prepared(settings, len(store))
     anchors, pseudo_label, similarity = prepared.anchors, prepared.pseudo_label, prepared.similarity
     if settings.weight_path is None:
@@ -68,6 +68,7 @@ def train_model(settings: Settings, run: Run) -> Path:
         }
 
     run.start(**environment(device), videos=len(store))
+    run.say(store.place)
     optimizer = torch.optim.Adam(net.parameters(), settings.lr, fused=True)
     passes = [Pass("pairs", draw, loss)]
     run_stage(run, Stage(net, optimizer, store, passes, settings.max_iter[1], learning_rate(settings)))

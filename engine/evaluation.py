@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from data import BadInput, FeatureStore, load_labels, open_store, read_json
 from engine.checkpoint import find_weights, load_weights
 from engine.device import environment, open_device
-from engine.loop import encode
+from engine.feed import encode
 from engine.runs import Run
 from engine.settings import Settings
 from metrics import Evaluation, evaluate

@@ -6,9 +6,7 @@ of (seed, stage, epoch, pass, batch). So a run goes on after an interruption as 
 
 import math
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +17,9 @@ from torch import Tensor, nn
 from data import BadInput, FeatureStore, generator, progress, read_checkpoint
 from engine.checkpoint import load_moments, save_checkpoint
 from engine.device import STOP, check_stop
+from engine.feed import Fetch, read_ahead, to_device
 from engine.runs import Run
-from engine.settings import Settings, differences
-
-Batch = tuple[Tensor, ...]  # the loop moves what is floating-point to the device; masks and indices stay
-Fetch = Callable[[slice], Batch]  # the batch that stands at these places in the order of a pass
+from engine.settings import differences
 
 
 @dataclass(frozen=True)
@@ -248,78 +244,3 @@ class Loop:
         self.log.rewind(content["logs"])
         epoch, _, batch = self.position
         self.log.say(f"resumed run {self.log.number} in epoch {epoch + 1} after {batch} batches")
-
-
-def read_ahead(
-    fetch: Fetch, slices: Iterable[slice], n_workers: int, device: torch.device
-) -> Iterator[Batch]:
-    """Fetch batches in order, the next ones in background threads while this one is computed on.
-
-    Args:
-        fetch: reads one batch.
-        slices: places of each batch.
-        n_workers: threads; 0 fetches in line.
-        device: on CUDA batches are pinned, so that copying them can overlap computing.
-    """
-
-    def get(places: slice) -> Batch:
-        batch = fetch(places)
-        if device.type != "cuda":
-            return batch
-        return tuple(tensor if tensor.is_cuda else tensor.pin_memory() for tensor in batch)
-
-    if n_workers == 0:
-        yield from map(get, slices)
-        return
-    with ThreadPoolExecutor(n_workers) as pool:
-        waiting: deque = deque()
-        try:
-            for places in slices:
-                waiting.append(pool.submit(get, places))
-                if len(waiting) > n_workers + 1:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Frames on the device, as float32; masks and indices as they are."""
-    return tensor.to(device, non_blocking=True).float() if tensor.is_floating_point() else tensor
-
-
-def encode(
-    store: FeatureStore,
-    function: Callable[[Tensor, slice], Tensor],
-    device: torch.device,
-    settings: Settings,
-    description: str,
-) -> Tensor:
-    """Apply a function to all videos in file order, in large batches, without gradient.
-
-    Args:
-        store: the videos.
-        function: from frames (B, L, D) on the device and their rows to a tensor whose rows are the videos.
-        device: where to compute.
-        settings: of the run.
-        description: for the progress bar.
-
-    Returns:
-        The rows of all videos on the CPU, (N, ...).
-    """
-    size = settings.batch_size * (1 if device.type == "cpu" else 4)  # a CPU's caches prefer smaller ones
-    slices = [slice(start, min(start + size, len(store))) for start in range(0, len(store), size)]
-    workers = 0 if store.is_at_hand(device) else settings.num_workers
-
-    def fetch(rows: slice) -> Batch:
-        return (store.read(np.arange(rows.start, rows.stop)),)
-
-    parts = []
-    with torch.no_grad():
-        batches = progress(read_ahead(fetch, slices, workers, device), description, total=len(slices))
-        for rows, (frames,) in zip(slices, batches, strict=True):
-            parts.append(function(to_device(frames, device), rows))
-            check_stop()
-    return torch.cat([part.cpu() for part in parts])

@@ -181,7 +181,7 @@ class TestPreparation:
         ("name", "content", "message"),
         [
             ("anchors", {"x": np.zeros(3)}, r"anchors.h5: no dataset 'feats', found \['x'\]"),
-            ("anchors", {"feats": np.zeros((7, 15), np.float32)}, r"numbers \(m, 16\), found float32 \(7, 15\)"),
+            ("anchors", {"feats": np.zeros((7, 15), np.float32)}, r"\(m, 16\), found float32 \(7, 15\)"),
             ("anchors", {"feats": np.full((7, 16), np.nan, np.float32)}, "expected finite values"),
             ("train_assit", {"pos": np.full((N_TRAIN, 3), 99)}, "expected anchors 0 to .*, found 99 to 99"),
             ("train_assit", {"pos": np.zeros((19, 3), int)}, r"integers \(20, 3\), found int64 \(19, 3\)"),

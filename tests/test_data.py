@@ -226,7 +226,7 @@ class TestReport:
         out = capsys.readouterr().out
         for part in (
             f"({N_TRAIN}, {N_FRAMES}, {WIDTH}) float32",
-            "contiguous, memory-mapped",
+            "contiguous, read in place",
             "all-zero frames: 0 of 120",
             "1 to 1 classes a video",
             "26 to 26 videos a class",

@@ -1,4 +1,4 @@
-"""The network, its losses and published checkpoints: golden numbers, and slow literal versions of the spec."""
+"""The network, its losses, published checkpoints: golden numbers, slow literal versions of the spec."""
 
 import math
 from pathlib import Path
@@ -8,16 +8,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import model
+from bench.direct import Direct
+from bench.step import ours_and_direct
 from data import BadInput
 from model import (
     PUBLISHED_NAMES,
     SSD,
     WSCH,
+    Attention,
     CausalConv,
     Decoder,
     cluster_loss,
     contrastive_loss,
     load_published,
+    product,
     reconstruction_loss,
     visible_frames,
 )
@@ -162,6 +167,13 @@ def literal_ssd(ssd: SSD, x):
     return torch.cat(out, dim=-1)
 
 
+def calls_of(function, name):
+    """How often an operator runs inside a function."""
+    with torch.profiler.profile() as profile:
+        function()
+    return sum(event.count for event in profile.key_averages() if event.key == name)
+
+
 def gradients(output, inputs):
     """Gradients of a fixed random projection of ``output``."""
     weight = torch.randn(output.shape, generator=torch.Generator().manual_seed(5)).to(output.dtype)
@@ -237,6 +249,41 @@ class TestShortcuts:
         ):
             close(ours, expected, 1e-5)
 
+    @pytest.mark.parametrize("with_bias", [True, False])
+    def test_products_by_onednn_equal_the_plain_ones(self, with_bias, monkeypatch):
+        torch.manual_seed(0)
+        x = torch.randn(3, 5, 40, requires_grad=True)
+        weight, bias = torch.randn(24, 40, requires_grad=True), torch.randn(24, requires_grad=True)
+        inputs = [x, weight, bias] if with_bias else [x, weight]
+        plain = product(*inputs)
+        close(plain, F.linear(*inputs), 1e-6)
+        assert not calls_of(lambda: product(*inputs), "aten::mkldnn_linear")
+        monkeypatch.setattr(model, "LARGE_PRODUCT", 1)
+        large = product(*inputs)
+        if torch.backends.mkldnn.is_available():
+            assert calls_of(lambda: product(*inputs), "aten::mkldnn_linear") == 1
+        close(large, plain, 1e-5)
+        for ours, expected in zip(gradients(large, inputs), gradients(plain, inputs), strict=True):
+            assert ours.layout == torch.strided
+            close(ours, expected, 1e-5)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert product(*inputs).dtype == torch.bfloat16
+
+    def test_one_product_for_query_key_and_value_equals_three(self):
+        torch.manual_seed(0)
+        attention = Attention(24)
+        x = torch.randn(3, 5, 24, requires_grad=True)
+        query, key, value = (
+            linear(x).view(3, 5, 4, 6).transpose(1, 2)
+            for linear in (attention.query, attention.key, attention.value)
+        )
+        y = (query @ key.mT / math.sqrt(6)).softmax(-1) @ value
+        literal = attention.output(y.transpose(1, 2).reshape(3, 5, 24))
+        close(attention(x), literal, 1e-5)
+        inputs = [x, *attention.parameters()]
+        for ours, expected in zip(gradients(attention(x), inputs), gradients(literal, inputs), strict=True):
+            close(ours, expected, 1e-4)
+
     def test_attention_of_a_token_alone_has_no_noise(self):
         torch.manual_seed(0)
         net = WSCH(40, 64, 64, 16, 4)
@@ -259,6 +306,37 @@ class TestShortcuts:
         frames = torch.arange(2 * 4.0).view(2, 4, 1)
         mask = torch.tensor([[1, 0, 1, 0], [0, 0, 1, 1], [0, 1, 1, 0], [1, 1, 0, 0]], dtype=torch.bool)
         assert visible_frames(frames, mask)[..., 0].tolist() == [[1, 3], [4, 5], [0, 3], [6, 7]]
+
+    def test_masks_must_hide_equally_many(self):
+        with pytest.raises(AssertionError):
+            visible_frames(torch.randn(2, 3, 1), torch.tensor([[1, 0, 0], [1, 1, 0]], dtype=torch.bool))
+
+
+class TestDirect:
+    """The whole against the direct formulation that the benches compare with."""
+
+    sizes = (40, 128, 32, 16, 6)
+
+    @pytest.mark.parametrize("onednn", [False, True])
+    @pytest.mark.parametrize("name", ["pretrain", "cluster-guided", "contrastive"])
+    def test_losses_and_gradients(self, name, onednn, monkeypatch):
+        if onednn:
+            monkeypatch.setattr(model, "LARGE_PRODUCT", 1)
+        torch.manual_seed(0)
+        ours, direct = ours_and_direct(name, self.sizes, n_videos=6, n_frames=10)
+        loss, expected = ours.loss(), direct.loss()
+        close(loss, expected, 1e-5)
+        loss.backward()
+        expected.backward()
+        for (key, parameter), other in zip(ours.net.named_parameters(), direct.net.parameters(), strict=True):
+            close(parameter.grad, other.grad, 1e-3, floor=1e-6), key
+
+    def test_codes(self):
+        torch.manual_seed(0)
+        net, direct = WSCH(*self.sizes), Direct(*self.sizes)
+        direct.load_state_dict(net.state_dict())
+        frames = torch.randn(6, 10, 40)
+        assert torch.equal(net.hash(frames), direct.hash(frames))
 
 
 class TestLosses:

@@ -1,0 +1,107 @@
+"""Feeding a network: the training set, batches read ahead of the computing, codes of a whole split.
+
+A batch is a tuple of tensors. What is floating-point (frames) goes to the device; masks and indices stay
+where they are, because their values decide shapes.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data import DatasetConfig, FeatureStore, expand, open_store, progress
+from engine.device import check_stop
+from engine.settings import Settings
+
+Batch = tuple[Tensor, ...]
+Fetch = Callable[[slice], Batch]  # the batch that stands at these places in the order of a pass
+
+
+def open_training_set(settings: Settings, device: torch.device) -> FeatureStore:
+    """The training videos; a packed file that stays on disk is unpacked once, beside the checkpoints."""
+    config = settings.config
+    scratch = expand(settings.result_weight_dir) / "unpacked"
+    return open_store(config, config.train, settings.memory, device, scratch)
+
+
+def count_training_videos(config: DatasetConfig) -> int:
+    """How many there are, their files opened but not read."""
+    return len(open_store(config, config.train, "disk", "cpu"))
+
+
+def read_ahead(
+    fetch: Fetch, slices: Iterable[slice], n_workers: int, device: torch.device
+) -> Iterator[Batch]:
+    """Fetch batches in order, the next ones in background threads while this one is computed on.
+
+    Args:
+        fetch: reads one batch.
+        slices: places of each batch.
+        n_workers: threads; 0 fetches in line.
+        device: on CUDA batches are pinned, so that copying them can overlap computing.
+    """
+
+    def get(places: slice) -> Batch:
+        batch = fetch(places)
+        if device.type != "cuda":
+            return batch
+        return tuple(tensor if tensor.is_cuda else tensor.pin_memory() for tensor in batch)
+
+    if n_workers == 0:
+        yield from map(get, slices)
+        return
+    with ThreadPoolExecutor(n_workers) as pool:
+        waiting: deque = deque()
+        try:
+            for places in slices:
+                waiting.append(pool.submit(get, places))
+                if len(waiting) > n_workers + 1:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Frames on the device, as float32; masks and indices as they are."""
+    return tensor.to(device, non_blocking=True).float() if tensor.is_floating_point() else tensor
+
+
+def encode(
+    store: FeatureStore,
+    function: Callable[[Tensor, slice], Tensor],
+    device: torch.device,
+    settings: Settings,
+    description: str,
+) -> Tensor:
+    """Apply a function to all videos in file order, in large batches, without gradient.
+
+    Args:
+        store: the videos.
+        function: from frames (B, L, D) on the device and their rows to a tensor whose rows are the videos.
+        device: where to compute.
+        settings: of the run.
+        description: for the progress bar.
+
+    Returns:
+        The rows of all videos on the CPU, (N, ...).
+    """
+    size = settings.batch_size * (1 if device.type == "cpu" else 4)  # a CPU's caches prefer smaller ones
+    slices = [slice(start, min(start + size, len(store))) for start in range(0, len(store), size)]
+    workers = 0 if store.is_at_hand(device) else settings.num_workers
+
+    def fetch(rows: slice) -> Batch:
+        return (store.read(np.arange(rows.start, rows.stop)),)
+
+    parts = []
+    with torch.no_grad():
+        batches = progress(read_ahead(fetch, slices, workers, device), description, total=len(slices))
+        for rows, (frames,) in zip(slices, batches, strict=True):
+            parts.append(function(to_device(frames, device), rows))
+            check_stop()
+    return torch.cat([part.cpu() for part in parts])
