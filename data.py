@@ -5,12 +5,15 @@
 Axes: N videos, L frames, D feature width. A mask is boolean and True means hidden.
 """
 
+import contextlib
 import difflib
+import functools
 import json
 import os
 import platform
 import shutil
 import sys
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -49,6 +52,7 @@ def write_whole(path: str | Path, write: Callable[[Path], None]) -> None:
     temporary = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        clean_temporaries(path.parent, path.name)
         write(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
@@ -58,15 +62,17 @@ def write_whole(path: str | Path, write: Callable[[Path], None]) -> None:
             os.fsync(folder)  # the new name, too, survives a power cut
         finally:
             os.close(folder)
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be written: {error.strerror or error}") from None
+    except (OSError, RuntimeError) as error:  # torch and HDF5 report a full disk as a RuntimeError
+        reason = getattr(error, "strerror", None) or f"disk full? ({str(error).splitlines()[0]})"
+        raise BadInput(f"{path}: cannot be written: {reason}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
-def clean_temporaries(folder: str | Path) -> None:
+def clean_temporaries(folder: str | Path, name: str = "*") -> None:
     """Remove what ``write_whole`` left in a folder when its process, on this machine, was killed."""
-    for path in Path(folder).glob(f"*.{platform.node()}.*.tmp"):
+    for path in Path(folder).glob(f"{name}.{platform.node()}.*.tmp"):
         process = path.name.split(".")[-2]
         if process.isdigit() and not process_exists(int(process)):
             path.unlink(missing_ok=True)
@@ -90,7 +96,8 @@ def read_checkpoint(path: str | Path) -> dict:
         BadInput: the file is missing, damaged, or holds anything but plain data.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise BadInput(f"{path}: no such checkpoint") from None
     except Exception as error:  # torch raises many kinds for a damaged file
@@ -121,6 +128,8 @@ def build_network(
     Raises:
         BadInput: a weight is missing, unknown, no finite dense tensor, or of a shape the others do not allow.
     """
+    if not isinstance(state, Mapping):
+        raise BadInput(f"{where}: expected weights by name, found {type(state).__name__}")
     problems = sorted(f"{key} is unknown" for key in state.keys() - names.keys())
     problems += sorted(f"{key} is missing" for key in names.keys() - state.keys())
     if problems:
@@ -151,7 +160,7 @@ def checked_weight(tensor: Tensor, where: str) -> Tensor:
     # A view can repeat a few stored bytes a billion times; no honest weight does.
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise BadInput(f"{where}: expected {tensor.numel()} stored values, found a view of fewer")
-    weight = tensor.detach().to(torch.float32, copy=True)
+    weight = tensor.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     if not weight.isfinite().all():
         raise BadInput(f"{where}: expected finite values, found NaN or infinity")
     return weight
@@ -175,7 +184,9 @@ def read_json(path: str | Path) -> dict:
         content = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         raise BadInput(f"{path}: line {error.lineno}, column {error.colno}: {error.msg}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except BadInput:
+        raise
+    except (OSError, ValueError, RecursionError) as error:  # not text, a number of 5,000 digits, a maze
         raise BadInput(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not isinstance(content, dict):
         raise BadInput(f"{path}: expected a JSON object, found {type(content).__name__}")
@@ -254,15 +265,15 @@ def load_config(path: str | Path) -> DatasetConfig:
     for key in ("num_class", "hidden_size", "max_frames"):
         value = content.get(key)
         meaning = " (the feature width D)" if key == "hidden_size" else ""
-        check(key, type(value) is int and value > 0, f"a positive integer{meaning}")
+        check(key, type(value) is int and 0 < value < 2**20, f"a positive integer{meaning}")
     for key in ("run", "bth"):
         check(key, isinstance(content.get(key), dict), "an object")
     root = expand(str(content.get("root", "")))
 
     def files(key: str, may_be_empty: bool = False) -> tuple[Path, ...]:
         value = content.get(key, "")
-        names = [value] if isinstance(value, str) and value else value or []
-        valid = isinstance(names, list) and all(isinstance(name, str) and name for name in names)
+        names = [] if value in ("", None) else value if isinstance(value, list) else [value]
+        valid = all(isinstance(name, str) and name.isprintable() and name for name in names)
         check(key, valid and (may_be_empty or len(names) > 0), "a file name or a list of file names")
         return tuple(root / expand(name) for name in names) if valid else ()
 
@@ -271,7 +282,7 @@ def load_config(path: str | Path) -> DatasetConfig:
             name,
             files(name),
             files(f"{name}_label", may_be_empty=name == "train"),
-            LABEL_VARIABLES.get((content.get("dataset"), name), "labels"),
+            LABEL_VARIABLES.get((str(content.get("dataset")), name), "labels"),
         )
         for name in ("train", "test", "query")
     }
@@ -287,8 +298,6 @@ def load_config(path: str | Path) -> DatasetConfig:
         run=content.get("run", {}),
         bth=content.get("bth", {}),
     )
-    if config.dataset == "demo":
-        make_demo(config)
     return config
 
 
@@ -309,17 +318,17 @@ class FeatureFile:
 
     def __init__(self, path: Path, n_frames: int, width: int):
         self.path = path
+        if not path.exists():
+            raise BadInput(f"{path}: no such feature file")
         try:
             self.dataset = h5py.File(path, "r").get("feats")
-        except FileNotFoundError:
-            raise BadInput(f"{path}: no such feature file") from None
-        except OSError as error:
+        except (OSError, RuntimeError, KeyError) as error:
             raise BadInput(f"{path}: not a readable HDF5 file (damaged or truncated?): {error}") from None
         if not isinstance(self.dataset, h5py.Dataset):
             with h5py.File(path, "r") as file:
                 raise BadInput(f"{path}: no dataset 'feats', found {sorted(file)}")
         shape, self.dtype = self.dataset.shape, self.dataset.dtype.newbyteorder("=")
-        if len(shape) != 3 or shape[1:] != (n_frames, width):
+        if shape is None or len(shape) != 3 or shape[1:] != (n_frames, width):
             raise BadInput(
                 f"{path}: 'feats' has shape {shape}, the dataset JSON says (N, {n_frames}, {width})"
             )
@@ -327,13 +336,16 @@ class FeatureFile:
             raise BadInput(f"{path}: 'feats' holds no video")
         if self.dtype not in (np.float16, np.float32, np.float64):
             raise BadInput(f"{path}: 'feats' is {self.dtype}, expected float16, float32 or float64")
+        if self.dataset.is_virtual or self.dataset.external or not self.dataset.id.get_storage_size():
+            raise BadInput(f"{path}: 'feats' holds no data of its own (virtual, external or never written)")
         self.n_videos = shape[0]
         self.video_bytes = n_frames * width * self.dtype.itemsize
         self.offset = self.dataset.id.get_offset()  # None where the data are chunked, compressed or elsewhere
         if self.offset is not None:
-            if os.path.getsize(path) < self.offset + self.dataset.nbytes:
+            stored = self.dataset.file.filename  # another file, where 'feats' is a link into it
+            if os.path.getsize(stored) < self.offset + self.dataset.nbytes:
                 raise BadInput(f"{path}: truncated, 'feats' reaches beyond the end of the file")
-            self.file = open(path, "rb", buffering=0)
+            self.file = open(stored, "rb", buffering=0)
         elif self.dataset.chunks:
             cache = (self.dataset.chunks[0] + 1) * self.video_bytes
             self.dataset.file.close()  # the cache of a file that is open cannot be changed
@@ -389,8 +401,10 @@ class FeatureFile:
         own = f"{source.stem}-{zlib.crc32(str(source).encode()):08x}"
         copy = folder / f"{own}-{status.st_size:x}-{status.st_mtime_ns:x}.h5"
         if not copy.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            clean_temporaries(folder)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise BadInput(f"{folder}: cannot be written to: {error.strerror}") from None
             for outdated in folder.glob(f"{own}-*.h5"):
                 outdated.unlink(missing_ok=True)
             needed, free = self.dataset.nbytes, shutil.disk_usage(folder).free
@@ -449,6 +463,7 @@ class FeatureStore:
         scratch: Path | None = None,
     ):
         self.files = [FeatureFile(path, n_frames, width) for path in files]
+        self.paths = [file.path for file in self.files]
         for file in self.files:
             if file.dtype != self.files[0].dtype:
                 raise BadInput(
@@ -485,6 +500,15 @@ class FeatureStore:
         """Whether reading is no more than gathering from memory."""
         return self.loaded is not None
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a run that reads these features depends on."""
+        return {
+            "shape": list(self.shape),
+            "dtype": str(self.dtype),
+            "files": [str(path) for path in self.paths],
+        }
+
     def is_at_hand(self, device: torch.device) -> bool:
         """Whether reading for a device is no more than gathering from its own memory."""
         return self.loaded is not None and self.loaded.device.type == device.type
@@ -493,9 +517,9 @@ class FeatureStore:
     def place(self) -> str:
         """Where the features are read from, in words for the log."""
         if self.loaded is not None:
-            return f"{self.nbytes / 1e9:.1f} GB of features in memory ({self.loaded.device.type})"
+            return f"{self.nbytes / 1e6:,.0f} MB of features in memory ({self.loaded.device.type})"
         copies = f"; unpacked once: {', '.join(map(str, self.unpacked))}" if self.unpacked else ""
-        return f"{self.nbytes / 1e9:.1f} GB of features read from disk{copies}"
+        return f"{self.nbytes / 1e6:,.0f} MB of features read from disk{copies}"
 
     def read(self, rows: np.ndarray) -> Tensor:
         """The videos ``rows`` (n,), in any order and with repeats: (n, L, D), float16 or float32."""
@@ -515,14 +539,15 @@ class FeatureStore:
             mine = rows[(rows >= start) & (rows < stop)]
             if len(mine) == 0:
                 continue
-            part = file.read(mine - start)
+            with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused
+                part = file.read(mine - start).astype(self.dtype, copy=False)
             if not self.checked[mine].all():
                 finite = np.isfinite(part).all(-1)  # (n, L)
                 if not finite.all():
                     video, frame = np.argwhere(~finite)[0]
                     raise BadInput(f"{file.path}: video {mine[video] - start}, frame {frame}: not finite")
                 self.checked[mine] = True
-            parts.append(part.astype(self.dtype, copy=False))
+            parts.append(part)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def blocks(self, description: str) -> Iterator[np.ndarray]:
@@ -614,12 +639,14 @@ def is_index_vector(labels: np.ndarray, num_class: int) -> bool:
 
 def index_to_multi_hot(index: np.ndarray, num_class: int, where: str) -> np.ndarray:
     """One class index a video (N,) to multi-hot (N, num_class)."""
-    one_based = index.max() == num_class
-    classes = index - one_based
-    if (classes != classes.astype(int)).any() or classes.min() < 0 or classes.max() >= num_class:
+    finite = np.isfinite(index).all()
+    classes = index - int(finite and index.max() == num_class)
+    if not finite or (classes % 1).any() or classes.min() < 0 or classes.max() >= num_class:
         raise BadInput(f"{where}: class indices must be 0..{num_class - 1} or 1..{num_class}, "
                        f"found {index.min()} to {index.max()}")  # fmt: skip
-    return np.eye(num_class, dtype=np.uint8)[classes.astype(int)]
+    multi_hot = np.zeros((len(classes), num_class), dtype=np.uint8)
+    multi_hot[np.arange(len(classes)), classes.astype(int)] = 1
+    return multi_hot
 
 
 def read_mat(path: Path, variable: str) -> np.ndarray:
@@ -634,9 +661,9 @@ def read_mat(path: Path, variable: str) -> np.ndarray:
         if h5py.is_hdf5(path):  # version 7.3
             with h5py.File(path, "r") as file:
                 present = sorted(name for name in file if not name.startswith("#"))
-                found = file.get(variable)
-                # A 7.3 file stores arrays transposed.
-                array = found[()].T if isinstance(found, h5py.Dataset) else None
+                array = file.get(variable)
+                if isinstance(array, h5py.Dataset) and array.shape is not None:
+                    array = array[()].T  # a 7.3 file stores arrays transposed
         else:
             present = sorted(name for name, _, _ in scipy.io.whosmat(path))
             array = scipy.io.loadmat(path, variable_names=[variable]).get(variable)
@@ -648,7 +675,7 @@ def read_mat(path: Path, variable: str) -> np.ndarray:
         array = array.toarray()
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf" or array.size == 0:
         raise BadInput(f"{path}: '{variable}' is not a numeric array")
-    return array
+    return array.astype(np.uint8) if array.dtype.kind == "b" else array
 
 
 # ---------------------------------------------------------------- views
@@ -693,7 +720,7 @@ DEMO_VIDEOS = {"train": 960, "test": 480, "query": 120}
 
 
 def make_demo(config: DatasetConfig) -> None:
-    """Generate the demo set's files where they are missing: deterministic, a second or two.
+    """Generate the files of the shipped demo set that are missing: deterministic, a second or two.
 
     A class is a path of three feature vectors. A video shows them in some of its frames; the others come from
     a pool of clips that all classes share, and noise and a strong nuisance (think of light and camera) lie
@@ -701,7 +728,9 @@ def make_demo(config: DatasetConfig) -> None:
     largest variance; what the frames of a video have in common does.
     """
     splits = (config.train, config.test, config.query)
-    if all(path.exists() for split in splits for path in split.features + split.labels):
+    files = [path for split in splits for path in split.features + split.labels]
+    present = [path for split in splits for path in split.features if path.exists()]
+    if config.dataset != "demo" or all(map(Path.exists, files)) or not all(map(is_demo, present)):
         return
     width, n_frames = config.feature_size, config.max_frames
     rng = np.random.default_rng(0)
@@ -720,21 +749,34 @@ def make_demo(config: DatasetConfig) -> None:
         features += rng.standard_normal((n_videos, n_frames, len(nuisance)), np.float32) @ nuisance
         features += 1.1 * rng.standard_normal(features.shape, np.float32)
         multi_hot = np.eye(config.num_class, dtype=np.uint8)[label]
-        write_whole(split.features[0], lambda path, x=features: save_features(path, x))
-        if split.labels:
-            write_whole(split.labels[0], lambda path, x=multi_hot: save_labels(path, x))
+        for path, write, content in (
+            *((path, save_features, features) for path in split.features),
+            *((path, save_labels, multi_hot) for path in split.labels),
+        ):
+            if not path.exists():
+                write_whole(path, functools.partial(write, content=content))
 
 
-def save_labels(path: Path, labels: np.ndarray) -> None:
+def is_demo(path: Path) -> bool:
+    """Whether a feature file is one that ``make_demo`` wrote, and not the user's."""
+    try:
+        with h5py.File(path, "r") as file:
+            return "demo" in file.attrs
+    except OSError:
+        return False
+
+
+def save_labels(path: Path, content: np.ndarray) -> None:
     """Write multi-hot labels (N, num_class) as the field does: MAT version 5, variable ``labels``."""
     with open(path, "wb") as file:
-        scipy.io.savemat(file, {"labels": labels})
+        scipy.io.savemat(file, {"labels": content})
 
 
-def save_features(path: Path, features: np.ndarray) -> None:
+def save_features(path: Path, content: np.ndarray) -> None:
     """Write features (N, L, D) as the field does: contiguous, uncompressed, dataset ``feats``."""
     with h5py.File(path, "w") as file:
-        file["feats"] = features
+        file.attrs["demo"] = True
+        file["feats"] = content
 
 
 # ---------------------------------------------------------------- report
@@ -783,6 +825,7 @@ def main(arguments: list[str]) -> int:
         for path in arguments:
             config = load_config(path)
             check_blocks(config)
+            make_demo(config)
             report(config)
     except BadInput as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)

@@ -34,8 +34,7 @@ def train_model(settings: Settings, run: Run) -> Path:
         return {"reconstruction": reconstruction_loss(net(frames, mask).reconstruction, frames, mask)}
 
     passes = [Pass("reconstruction", masked(store, settings.cfg.p1), loss)]
-    run.start(**environment(device), videos=len(store))
-    run.say(store.place)
+    run.start(store.place, **environment(device), videos=len(store))
     optimizer = torch.optim.Adam(net.parameters(), settings.lr, fused=True)
     run_stage(run, Stage(net, optimizer, store, passes, settings.max_iter[0], lambda _: settings.lr))
     return run.end()

@@ -39,8 +39,8 @@ def train_model(settings: Settings, run: Run, pretrained: Path | None = None) ->
     if run.is_done():
         return run.end()
     config, cfg, device = settings.config, settings.cfg, open_device(settings)
-    path = pretrained or find_weights(settings, STARTS_FROM)
-    weights = load_weights(path, settings, config, STARTS_FROM, model)
+    path = Path(pretrained or run.started_with("weights") or find_weights(settings, STARTS_FROM))
+    weights = load_weights(path, settings, config, STARTS_FROM, model, to_train=True)
     check_clusters(settings)
     store = open_training_set(settings, device)
     net = weights.net
@@ -49,7 +49,7 @@ def train_model(settings: Settings, run: Run, pretrained: Path | None = None) ->
         net.centers = torch.zeros(cfg.n_clusters, net.centers.shape[1])
     net.to(device)
     optimizer = torch.optim.Adam(net.parameters(), settings.lr, fused=True)
-    if weights.optimizer:
+    if weights.optimizer is not None:
         load_moments(optimizer, weights.optimizer, path)
 
     def cluster(epoch: int, rng: np.random.Generator) -> dict[str, float]:
@@ -95,8 +95,9 @@ def train_model(settings: Settings, run: Run, pretrained: Path | None = None) ->
         Pass("cluster-guided", masked(store, cfg.p2), guided),
         Pass("contrastive", masked(store, cfg.p2), contrastive),
     ]
-    run.start(**environment(device), videos=len(store), weights=str(path))
-    run.say(f"starts from {path}; {store.place}")
+    moments = "" if weights.optimizer is not None else " (without Adam's moments: the file has none)"
+    note = f"starts from {path}{moments}; {store.place}"
+    run.start(note, **environment(device), videos=len(store), weights=str(path))
     run_stage(run, Stage(net, optimizer, store, passes, settings.max_iter[1], lambda _: settings.lr))
     return run.end()
 

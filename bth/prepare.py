@@ -77,6 +77,33 @@ class Prepared:
         """Tags between training videos."""
         return Similarity(self.paths["sim_matrix"], self.n_videos)
 
+    @cached_property
+    def stamp(self) -> str:
+        """What pseudo labels and similarity are made from."""
+        return f"latents {digest(self.latents)}, anchors {digest(self.anchors)}"
+
+    def check(self) -> None:
+        """See that pseudo labels and similarity were made from these anchors, unless they are published ones.
+
+        Raises:
+            BadInput: one was not: another run has used the same files since.
+        """
+        for name in ("train_assit", "sim_matrix"):
+            found = made_from(self.paths[name])
+            if found is not None and not found.endswith(f"anchors {digest(self.anchors)}"):
+                raise BadInput(
+                    f"{self.paths[name]}: not made from {self.paths['anchors']}; run stage bth.prepare again"
+                )
+
+    def inputs(self) -> dict[str, str]:
+        """Fingerprints of what training reads."""
+        tags = made_from(self.paths["sim_matrix"]) or str(self.paths["sim_matrix"].stat().st_size)
+        return {
+            "anchors": digest(self.anchors),
+            "pos": digest(torch.from_numpy(self.pseudo_label)),
+            "tags": tags,
+        }
+
     def read(self, name: str, key: str, shape: tuple[int | None, int], kinds: str) -> Tensor:
         """One array of a prepared file, float32 or int64.
 
@@ -91,8 +118,9 @@ class Prepared:
                 if not isinstance(file.get(key), h5py.Dataset):
                     raise BadInput(f"{path}: no dataset '{key}', found {sorted(file)}")
                 array = file[key][()]
-        except OSError as error:
+        except (OSError, RuntimeError, KeyError) as error:
             raise BadInput(f"{path}: not a readable HDF5 file (damaged or truncated?): {error}") from None
+        array = np.asarray(array)
         fits = np.ndim(array) == 2 and all(
             want in (None, have) for want, have in zip(shape, array.shape, strict=True)
         )
@@ -107,36 +135,45 @@ class Prepared:
 
 
 def make(
-    path: Path, made_from: Callable[[], str], write: Callable[[h5py.File], None], say: Callable[[str], None]
+    path: Path, depends_on: Callable[[], str], write: Callable[[h5py.File], None], say: Callable[[str], None]
 ) -> None:
     """Write a prepared file, whole or not at all, unless there is one that matches, or a published one.
 
     Args:
         path: of the file.
-        made_from: what it depends on, in words and digests; asked for only if it is needed.
+        depends_on: on what, in words and digests; asked for only if it is needed.
         write: fills the open file.
         say: tells the user which.
     """
     if path.exists():
-        try:
-            with h5py.File(path, "r") as file:
-                found = file.attrs.get(MADE_FROM)
-        except OSError as error:
-            raise BadInput(f"{path}: not a readable HDF5 file (damaged or truncated?): {error}") from None
+        found = made_from(path)
         if found is None:
             say(f"{path}: there already, taken as it is")
             return
-        if found == made_from():
+        if found == depends_on():
             say(f"{path}: up to date, kept")
             return
 
     def write_stamped(temporary: Path) -> None:
         with h5py.File(temporary, "w") as file:
             write(file)
-            file.attrs[MADE_FROM] = made_from()
+            file.attrs[MADE_FROM] = depends_on()
 
     write_whole(path, write_stamped)
     say(f"{path}: written")
+
+
+def made_from(path: Path) -> str | None:
+    """What a prepared file says it was made from; None: it is a published one.
+
+    Raises:
+        BadInput: it is no HDF5 file.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            return file.attrs.get(MADE_FROM)
+    except OSError as error:
+        raise BadInput(f"{path}: not a readable HDF5 file (damaged or truncated?): {error}") from None
 
 
 def digest(*arrays: Tensor) -> str:
@@ -161,7 +198,7 @@ def write_latents(
     device = open_device(settings)
     net = load_weights(checkpoint, settings, settings.config, ("bth.pretrain",), model).net.to(device)
 
-    def made_from() -> str:
+    def depends_on() -> str:
         files = [
             (str(file.path), file.path.stat().st_size, file.path.stat().st_mtime_ns) for file in store.files
         ]
@@ -171,7 +208,7 @@ def write_latents(
         latents = encode(store, lambda frames, _: net.latent(frames), device, settings, "latent features")
         file["feats"] = latents.numpy()
 
-    make(Prepared(settings, len(store)).paths["latent_feats"], made_from, write, say)
+    make(Prepared(settings, len(store)).paths["latent_feats"], depends_on, write, say)
 
 
 def train_model(settings: Settings, run: Run) -> None:
@@ -180,13 +217,13 @@ def train_model(settings: Settings, run: Run) -> None:
     Raises:
         BadInput: the latents, or a file that is there already, cannot be used.
     """
-    if run.is_done():
-        run.end()
-        return
+    done = run.is_done()  # even then: another run may have used the same files since
     n_videos = check_anchors(settings)
     prepared = Prepared(settings, n_videos)
     paths = prepared.paths
-    run.start(**environment(torch.device("cpu")), videos=n_videos)
+    if not done:
+        run.start(**environment(torch.device("cpu")), videos=n_videos)
+    say = quiet if done else run.say
 
     def anchors_from() -> str:
         return f"latents {digest(prepared.latents)}, {settings.bth.n_anchors} anchors, seed {settings.seed}"
@@ -195,16 +232,13 @@ def train_model(settings: Settings, run: Run) -> None:
         rng = generator(settings.seed, run.stage)
         file["feats"] = find_anchors(prepared.latents, settings.bth.n_anchors, rng).numpy()
 
-    make(paths["anchors"], anchors_from, write_anchors, run.say)
+    make(paths["anchors"], anchors_from, write_anchors, say)
     nearby: list[tuple[np.ndarray, np.ndarray]] = []  # found once, for both files below
 
     def nearest_five() -> tuple[np.ndarray, np.ndarray]:
         if not nearby:
             nearby.append(nearest_anchors(prepared.latents, prepared.anchors))
         return nearby[0]
-
-    def graph_from() -> str:
-        return f"latents {digest(prepared.latents)}, anchors {digest(prepared.anchors)}"
 
     def write_pseudo_labels(file: h5py.File) -> None:
         file["pos"] = nearest_five()[1][:, :3]
@@ -214,10 +248,14 @@ def train_model(settings: Settings, run: Run) -> None:
             file, with_progress(similarity_blocks(*nearest_five(), len(prepared.anchors)), n_videos)
         )
 
-    make(paths["train_assit"], graph_from, write_pseudo_labels, run.say)
-    make(paths["sim_matrix"], graph_from, write_tags, run.say)
-    run.say(f"{len(prepared.anchors)} anchors of {settings.bth.n_anchors} requested")
+    make(paths["train_assit"], lambda: prepared.stamp, write_pseudo_labels, say)
+    make(paths["sim_matrix"], lambda: prepared.stamp, write_tags, say)
+    say(f"{len(prepared.anchors)} anchors of {settings.bth.n_anchors} requested")
     run.end()
+
+
+def quiet(_: str) -> None:
+    """Say nothing."""
 
 
 def with_progress(blocks: Iterator[TagRows], n_videos: int) -> Iterator[TagRows]:
@@ -232,10 +270,13 @@ def check_anchors(settings: Settings) -> int:
     """Compare the number of anchors with that of training videos, which is returned.
 
     Raises:
-        BadInput: more anchors than videos.
+        BadInput: more anchors than videos, or a prepared file that is there already is no HDF5 file.
     """
     config = settings.config
     n_videos = count_training_videos(config)
+    for path in Prepared(settings, n_videos).paths.values():
+        if path.exists():
+            made_from(path)
     if settings.bth.n_anchors > n_videos:
         found = f"{n_videos} training videos of {config.path}"
         raise BadInput(f"'bth.n_anchors' is {settings.bth.n_anchors}, more than the {found}")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bth.model import BTH, mask_loss
 from bth.pairs import draw_disturbance, read_disturbed
-from bth.prepare import write_latents
+from bth.prepare import quiet, write_latents
 from data import generator
 from engine.device import environment, open_device
 from engine.feed import Batch, Fetch, open_training_set
@@ -29,7 +29,8 @@ def train_model(settings: Settings, run: Run) -> Path:
     """
     config, device = settings.config, open_device(settings)
     store = open_training_set(settings, device)
-    if not run.is_done():
+    done = run.is_done()
+    if not done:
         net = fresh_network(settings, config.feature_size, run.stage).to(device)
 
         def draw(rng: np.random.Generator) -> Fetch:
@@ -44,12 +45,11 @@ def train_model(settings: Settings, run: Run) -> Path:
         def loss(clean: Tensor, disturbed: Tensor) -> dict[str, Tensor]:
             return {"mask": mask_loss(net(disturbed).reconstruction, clean)}
 
-        run.start(**environment(device), videos=len(store))
-        run.say(store.place)
+        run.start(store.place, **environment(device), videos=len(store))
         optimizer = torch.optim.Adam(net.parameters(), settings.lr, fused=True)
         passes = [Pass("mask", draw, loss)]
         run_stage(run, Stage(net, optimizer, store, passes, settings.max_iter[0], learning_rate(settings)))
-    write_latents(settings, store, run.weights, run.say)
+    write_latents(settings, store, run.weights, quiet if done else run.say)
     return run.end()
 
 

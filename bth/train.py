@@ -35,11 +35,15 @@ def train_model(settings: Settings, run: Run) -> Path:
     config, device, bth = settings.config, open_device(settings), settings.bth
     store = open_training_set(settings, device)
     prepared = Prepared(settings, len(store))
+    prepared.check()
     anchors, pseudo_label, similarity = prepared.anchors, prepared.pseudo_label, prepared.similarity
-    if settings.weight_path is None:
+    path = run.started_with("weights")
+    if path is None and settings.weight_path is not None:
+        path = str(find_weights(settings, STARTS_FROM))
+    if path is None:
         net = fresh_network(settings, config.feature_size)
     else:
-        net = load_weights(find_weights(settings, STARTS_FROM), settings, config, STARTS_FROM, model).net
+        net = load_weights(Path(path), settings, config, STARTS_FROM, model, to_train=True).net
         net.bfloat16 = settings.precision == "bfloat16"
     net.to(device)
 
@@ -67,9 +71,11 @@ def train_model(settings: Settings, run: Run) -> Path:
             "cluster": bth.cluster_weight * pull,
         }
 
-    run.start(**environment(device), videos=len(store))
-    run.say(store.place)
+    note = f"starts from {path or 'fresh weights'}; {store.place}"
+    run.start(note, **environment(device), videos=len(store), weights=path)
     optimizer = torch.optim.Adam(net.parameters(), settings.lr, fused=True)
     passes = [Pass("pairs", draw, loss)]
-    run_stage(run, Stage(net, optimizer, store, passes, settings.max_iter[1], learning_rate(settings)))
+    inputs = prepared.inputs()
+    rate = learning_rate(settings)
+    run_stage(run, Stage(net, optimizer, store, passes, settings.max_iter[1], rate, inputs))
     return run.end()

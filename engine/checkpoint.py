@@ -1,11 +1,12 @@
 """The one checkpoint format, whole or not at all, and strict loading: every disagreement is named.
 
-A checkpoint is a dict of plain data: ``stage``, ``sizes``, ``settings``, ``model`` (state dict),
-``optimizer`` (Adam), ``position`` (epoch, pass, batch: where to go on), ``sums`` and ``losses`` (of the pass
-and the epoch under way), ``seconds`` (of the epoch) and ``logs`` (lengths of the run's logs). A published
-checkpoint is accepted where weights are read.
+A checkpoint is a dict of plain data: ``stage``, ``sizes``, ``settings``, ``inputs`` (what the run read),
+``model`` (state dict), ``optimizer`` (Adam), ``position`` (epoch, pass, batch: where to go on), ``sums`` and
+``losses`` (of the pass and the epoch under way), ``seconds`` (of the epoch) and ``logs`` (lengths of both
+logs). A published checkpoint is accepted where weights are read.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from data import BadInput, DatasetConfig, expand, read_checkpoint, write_whole
+from data import BadInput, DatasetConfig, checked_weight, expand, read_checkpoint, write_whole
 from engine.settings import Settings
 
 
@@ -34,16 +35,7 @@ def save_checkpoint(path: Path, content: Mapping) -> None:
     Raises:
         BadInput: it cannot be written; the previous one, if any, is intact.
     """
-
-    def write(temporary: Path) -> None:
-        try:
-            torch.save(content, temporary)
-        except RuntimeError as error:  # how torch reports a full disk
-            raise OSError(
-                28, f"No space left on device, or the disk failed ({str(error).splitlines()[0]})"
-            ) from None
-
-    write_whole(path, write)
+    write_whole(path, lambda temporary: torch.save(content, temporary))
 
 
 def find_weights(settings: Settings, stages: tuple[str, ...]) -> Path:
@@ -59,10 +51,10 @@ def find_weights(settings: Settings, stages: tuple[str, ...]) -> Path:
     path = expand(settings.weight_path or settings.result_weight_dir)
     if not path.is_dir():
         return path
-    pattern = f"*_{settings.hashcode_size}.pth"
-    numbered = [(int(found.stem.split("_")[0]), found) for found in path.glob(pattern)
-                if found.stem.split("_")[0].isdigit()]  # fmt: skip
-    for _, found in sorted(numbered, reverse=True):
+    pattern = f"<run>_{settings.hashcode_size}.pth"
+    names = {int(match[1]): found for found in path.iterdir()
+             if (match := re.fullmatch(rf"([0-9]+)_{settings.hashcode_size}\.pth", found.name))}  # fmt: skip
+    for _, found in sorted(names.items(), reverse=True):
         if read_checkpoint(found).get("stage") in stages:
             return found
     wanted = f"{' or '.join(stages)} with {settings.hashcode_size} bits ({pattern})"
@@ -70,7 +62,12 @@ def find_weights(settings: Settings, stages: tuple[str, ...]) -> Path:
 
 
 def load_weights(
-    path: Path, settings: Settings, config: DatasetConfig, stages: tuple[str, ...], system: ModuleType
+    path: Path,
+    settings: Settings,
+    config: DatasetConfig,
+    stages: tuple[str, ...],
+    system: ModuleType,
+    to_train: bool = False,
 ) -> Weights:
     """Read a network, ours or published, every size off its weights; what contradicts the settings is named.
 
@@ -80,6 +77,7 @@ def load_weights(
         config: the dataset, whose features must be as wide.
         stages: the stages whose checkpoints are accepted.
         system: the module of the network, ``model`` or ``bth.model``.
+        to_train: the run goes on training it: the sizes that are defaults must be the checkpoint's too.
 
     Raises:
         BadInput: the file is no such checkpoint, or contradicts settings or dataset.
@@ -88,19 +86,21 @@ def load_weights(
     stage = content.get("stage")
     if "stage" not in content:
         net = system.load_published(content, str(path))
-    elif stage in stages:
-        net = system.from_state(content.get("model", {}), str(path))
-    else:
+    elif stage not in stages:
         raise BadInput(f"{path}: a checkpoint of stage {stage}, expected one of {' or '.join(stages)}")
+    elif not isinstance(content.get("optimizer"), Mapping):
+        raise BadInput(f"{path}: no state of the optimizer")
+    else:
+        net = system.from_state(content.get("model"), str(path))
     sizes = net.sizes
     problems = []
     if sizes["input_size"] != config.feature_size:
         problems.append(
             f"its features are {sizes['input_size']} wide, those of {config.path} {config.feature_size}"
         )
-    for name in sizes.keys() & set(settings.given):
+    for name in sizes.keys() - {"input_size"}:
         wanted = settings.cfg.n_clusters if name == "cfg.n_clusters" else getattr(settings, name)
-        if sizes[name] != wanted:
+        if sizes[name] != wanted and (to_train or name in settings.given):
             problems.append(f"its {name} is {sizes[name]}, the settings say {wanted}")
     if problems:
         raise BadInput(f"{path}: {'; '.join(sorted(problems))}")
@@ -111,17 +111,25 @@ def load_moments(optimizer: torch.optim.Optimizer, saved: Mapping, path: Path) -
     """Take over Adam's moments and step counts; the learning rate and all else stay as they are.
 
     Raises:
-        BadInput: they are not those of the optimiser's parameters.
+        BadInput: they are not those of all the optimiser's parameters, or of none.
     """
     own = optimizer.state_dict()
-    try:
-        optimizer.load_state_dict({"state": saved["state"], "param_groups": own["param_groups"]})
-        fit = all(
-            state[name].shape == parameter.shape
-            for parameter, state in optimizer.state.items()
-            for name in ("exp_avg", "exp_avg_sq")
-        )
-    except (KeyError, TypeError, ValueError, AttributeError):
-        fit = False
-    if not fit:
-        raise BadInput(f"{path}: its optimizer state is not Adam's for these weights")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    states = saved.get("state") if isinstance(saved, Mapping) else None
+    if not isinstance(states, Mapping) or (states and states.keys() != set(range(len(parameters)))):
+        raise BadInput(f"{path}: its optimizer state is not Adam's for these {len(parameters)} weights")
+    moments = {}
+    for number, parameter in enumerate(parameters if states else []):
+        where = f"{path}: Adam's state {number}"
+        state = states[number] if isinstance(states[number], Mapping) else {}
+        step = state.get("step")
+        step = torch.tensor(float(step)) if type(step) in (int, float) else step
+        shapes = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+        found = {"step": step, **{name: state.get(name) for name in ("exp_avg", "exp_avg_sq")}}
+        moments[number] = {name: checked_weight(value, f"{where}, {name}") for name, value in found.items()}
+        for name, value in moments[number].items():
+            if value.shape != shapes[name] or (name != "exp_avg" and (value < 0).any()):
+                raise BadInput(
+                    f"{where}: {name} is not Adam's for a weight of shape {tuple(parameter.shape)}"
+                )
+    optimizer.load_state_dict({"state": moments, "param_groups": own["param_groups"]})

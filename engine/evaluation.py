@@ -53,7 +53,7 @@ def open_splits(system: System, settings: Settings, memory: str | None = None) -
     if len(database) < k:
         raise BadInput(f"{config.path}: mAP@{k} needs a database of {k} videos, found {len(database)}")
     if config.query_is_database:
-        return Splits(database, database, labels, labels)
+        return Splits(database, database, labels, load_labels(config, config.query, len(database)))
     query = open_store(config, config.query, memory, "cpu")
     return Splits(database, query, labels, load_labels(config, config.query, len(query)))
 
@@ -80,9 +80,9 @@ def run_test(
         return {}
     device, config = open_device(settings), settings.config
     splits = open_splits(system, settings)
-    weights = weights or {"mAP@K": find_weights(settings, system.stages)}
+    weights = weights or run.started_with("weights") or {"mAP@K": find_weights(settings, system.stages)}
     nets = {
-        name: load_weights(path, settings, config, system.stages, system.module).net
+        name: load_weights(Path(path), settings, config, system.stages, system.module).net
         if path
         else system.fresh_network(settings, config.feature_size)
         for name, path in weights.items()

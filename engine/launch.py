@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -33,7 +34,7 @@ def launch(train_model: Callable, form: Mapping[str, Any], arguments: list[str])
             if runs:
                 importlib.import_module(runs.settings.stage).train_model(runs.settings, *runs.runs)
             return 0
-        except BadInput as error:
+        except (BadInput, OSError) as error:  # a folder removed while running, a name too long, ...
             print("error:", " ".join(str(error).split()), file=sys.stderr)
             return 2
         except (Interrupted, KeyboardInterrupt):
@@ -62,7 +63,7 @@ def started(form: Mapping[str, Any], options: Mapping[str, Any]) -> Launch:
 def how_to_resume(number: int, settings: Settings) -> str:
     """The command that goes on with a run."""
     folder = settings.result_log_dir
-    where = "" if folder == Settings.result_log_dir else f" --result_log_dir {folder}"
+    where = "" if folder == Settings.result_log_dir else f" --result_log_dir {shlex.quote(folder)}"
     return f"to go on with it: python run.py --resume {number}{where}"
 
 
@@ -105,7 +106,7 @@ def parse(arguments: list[str], form: Mapping[str, Any]) -> tuple[dict[str, Any]
                         help="go on with the newest unfinished run, or with this one")  # fmt: skip
     for name, item in FIELDS.items():
         group, _, key = name.rpartition(".")
-        stated = form.get(group, {}).get(key) if group else form.get(name)
+        stated = (form.get(group) or {}).get(key) if group else form.get(name)
         default = show(item.default) if stated is None else show(stated)
         text = f"{item.metadata['description']}\ndefault: {default}"
         if stated is None and key in BTH_PUBLISHED and not group:
@@ -114,8 +115,10 @@ def parse(arguments: list[str], form: Mapping[str, Any]) -> tuple[dict[str, Any]
                             help=text.replace("%", "%%"))  # fmt: skip
     found, unknown = parser.parse_known_args(arguments)
     if unknown:
-        keys = [each.removeprefix("--").partition("=")[0] for each in unknown]
-        raise BadInput("; ".join(unknown_keys(keys, [*FIELDS, "resume"], "--")) or f"unexpected {unknown[0]}")
+        if not unknown[0].startswith("--"):
+            raise BadInput(f"unexpected argument '{unknown[0]}' (see python run.py --help)")
+        keys = [each.removeprefix("--").partition("=")[0] for each in unknown if each.startswith("--")]
+        raise BadInput("; ".join(unknown_keys(keys, [*FIELDS, "resume"], "--")))
     values = vars(found)
     resume = values.pop("resume")
     return {name: value_of(name, text) for name, text in values.items() if text is not None}, resume
@@ -137,7 +140,7 @@ def value_of(name: str, text: str | list[str]) -> Any:
         return text
     try:
         return json.loads(text.lower())
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no number, or one of 5,000 digits
         return text
 
 

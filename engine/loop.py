@@ -6,8 +6,8 @@ of (seed, stage, epoch, pass, batch). So a run goes on after an interruption as 
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,7 @@ class Stage:
         passes: of every epoch, in order.
         n_epochs: how many.
         lr: the learning rate of an epoch, counted from 0.
+        inputs: what the stage read, by name: a resumed run must read the same.
     """
 
     net: nn.Module
@@ -64,6 +65,7 @@ class Stage:
     passes: Sequence[Pass | Step]
     n_epochs: int
     lr: Callable[[int], float]
+    inputs: Mapping[str, Any] = field(default_factory=dict)
 
 
 def run_stage(run: Run, stage: Stage) -> None:
@@ -88,8 +90,12 @@ class Loop:
         self.losses: dict[str, dict[str, float]] = {}  # of what this epoch has done, by pass
         self.seconds = 0.0  # of this epoch, up to the last checkpoint
         self.pending: list[tuple[int, dict[str, Tensor]]] = []  # batch and its terms, still on the device
+        self.resumed_at = self.saved = time.monotonic()
+        self.inputs = {"features": stage.store.facts, **stage.inputs}
         if run.part.exists():
             self.resume()
+        else:
+            self.save()  # a full disk shows before the first epoch
         self.bar = progress([], run.stage, total=stage.n_epochs * self.batches_per_epoch)
 
     @property
@@ -133,7 +139,6 @@ class Loop:
         fetch = item.draw(rng)
         slices = [slice(start, start + size) for start in range(0, self.n_videos, size)]
         workers = 0 if self.stage.store.is_at_hand(self.device) else self.settings.num_workers
-        saved = time.monotonic()
         for batch, content in enumerate(read_ahead(fetch, slices[first:], workers, self.device), first):
             seed = generator(self.settings.seed, self.log.stage, epoch, number, batch)  # of dropout
             torch.manual_seed(seed.integers(2**62))
@@ -146,9 +151,8 @@ class Loop:
                 self.read_losses()
             self.bar.update()
             self.position = (epoch, number, batch + 1)
-            if STOP.number or time.monotonic() - saved > 60 * self.settings.checkpoint_minutes:
+            if STOP.number or time.monotonic() - self.saved > 60 * self.settings.checkpoint_minutes:
                 self.save()
-                saved = time.monotonic()
             check_stop()
         self.read_losses()
         self.losses[item.name] = {name: value / self.n_videos for name, value in self.sums.items()}
@@ -204,6 +208,7 @@ class Loop:
             "stage": self.log.stage,
             "sizes": self.stage.net.sizes,
             "settings": self.settings.as_dict(),
+            "inputs": self.inputs,
             "model": self.stage.net.state_dict(),
             "optimizer": self.stage.optimizer.state_dict(),
             "position": self.position,
@@ -227,20 +232,34 @@ class Loop:
             )
         self.seconds = time.monotonic() - self.resumed_at
         save_checkpoint(self.log.part, self.content())
+        self.saved = time.monotonic()
 
     def resume(self) -> None:
-        """Go back to what the part checkpoint holds, the logs included."""
+        """Go back to what the part checkpoint holds, the logs included.
+
+        Raises:
+            BadInput: it is not one of this run, or the run's settings or inputs have changed.
+        """
         path = self.log.part
         content = read_checkpoint(path)
-        changed = differences(content.get("settings", {}), self.log.settings.as_dict())
-        if content.get("stage") != self.log.stage or changed:
-            raise BadInput(
-                f"{path}: a checkpoint of another run: {'; '.join(changed) or content.get('stage')}"
-            )
-        self.stage.net.load_state_dict(content["model"])
-        load_moments(self.stage.optimizer, content["optimizer"], path)
-        self.position, self.sums, self.losses = content["position"], content["sums"], content["losses"]
-        self.seconds = content["seconds"]
-        self.log.rewind(content["logs"])
-        epoch, _, batch = self.position
+        if content.keys() != self.content().keys() or content["stage"] != self.log.stage:
+            raise BadInput(f"{path}: not a checkpoint of {self.log.stage} under way")
+        try:
+            changed = differences(content["settings"], self.settings.as_dict())
+            changed += differences(content["inputs"], self.inputs)
+            if changed:
+                raise BadInput(f"{path}: a checkpoint of another run: {'; '.join(changed)}")
+            self.stage.net.load_state_dict(content["model"])
+            load_moments(self.stage.optimizer, content["optimizer"], path)
+            self.position, self.sums, self.losses = content["position"], content["sums"], content["losses"]
+            self.seconds = content["seconds"]
+            epoch, number, batch = self.position
+            assert 0 <= epoch <= self.stage.n_epochs
+            assert 0 <= number <= len(self.stage.passes)
+            assert 0 <= batch <= self.batches_per_epoch
+            self.log.rewind(content["logs"])
+        except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else "position"
+            raise BadInput(f"{path}: not a checkpoint of this run: {reason}") from None
+        self.resumed_at = time.monotonic() - self.seconds
         self.log.say(f"resumed run {self.log.number} in epoch {epoch + 1} after {batch} batches")

@@ -49,6 +49,8 @@ class Launch:
             BadInput: the log or the weight folder cannot be written to.
         """
         weight_dir = expand(self.settings.result_weight_dir)
+        for folder in (self.log_dir, weight_dir):
+            check_folder(folder)
         with writable_folder(weight_dir):
             clean_temporaries(weight_dir)
             used = [int(match[0]) for path in weight_dir.iterdir() if (match := re.match(r"\d+", path.name))]
@@ -62,14 +64,14 @@ class Launch:
                       "options": self.options, "settings": self.settings.as_dict()}  # fmt: skip
             line = json.dumps(record) + "\n"
             write_whole(jsonl(self.log_dir, first), lambda path: path.write_text(line, encoding="utf-8"))
-            self.lock = take_lock(self.log_dir, first)
+            self.lock = take_lock(self.log_dir, first, wait=True)
 
 
-def take_lock(log_dir: Path, first: int) -> IO | None:
+def take_lock(log_dir: Path, first: int, wait: bool = False) -> IO | None:
     """Lock the launch of run ``first`` for this process; None if another one holds it."""
     file = open(jsonl(log_dir, first))  # noqa: SIM115 - open, and with it locked, until the process ends
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         file.close()
         return None
@@ -90,14 +92,37 @@ def has_ended(path: Path) -> bool:
 
 
 def read_records(log_dir: Path) -> list[dict]:
-    """What every launch of a folder reserved, oldest first."""
+    """What every launch of a folder reserved, oldest first; files that are no such log are passed over."""
     records = []
     for path in log_dir.glob("*.jsonl"):
-        with open(path, encoding="utf-8") as file, contextlib.suppress(json.JSONDecodeError):
-            record = json.loads(file.readline())
-            if isinstance(record, dict) and record.get("event") == "reserved":
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            with open(path, encoding="utf-8") as file:
+                record = json.loads(file.readline())
+            if is_record(record) and path == jsonl(log_dir, record["runs"][0]):
                 records.append(record)
     return sorted(records, key=lambda record: record["runs"])
+
+
+def is_record(record: Any) -> bool:
+    """Whether this is the first line of a launch."""
+    if not isinstance(record, dict) or record.get("event") != "reserved":
+        return False
+    runs, stages = record.get("runs"), record.get("stages")
+    lists = isinstance(runs, list) and isinstance(stages, list) and len(runs) == len(stages) > 0
+    objects = all(isinstance(record.get(key), dict) for key in ("options", "settings"))
+    return lists and objects and all(type(n) is int for n in runs) and all(isinstance(s, str) for s in stages)
+
+
+def check_folder(path: Path) -> None:
+    """See whether a folder can be made or written to, without doing it.
+
+    Raises:
+        BadInput: it cannot.
+    """
+    there = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        problem = "no permission to write" if there.is_dir() else "a file is in the way"
+        raise BadInput(f"{path}: cannot be written to: {problem} ({there})")
 
 
 @contextlib.contextmanager
@@ -105,12 +130,10 @@ def writable_folder(path: Path) -> Iterator[None]:
     """Make a folder if need be and hold its lock.
 
     Raises:
-        BadInput: it cannot be made or written to.
+        BadInput: it cannot be made.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if not os.access(path, os.W_OK | os.X_OK):
-            raise PermissionError(13, "no permission to write")
         folder = os.open(path, os.O_RDONLY)
     except OSError as error:
         raise BadInput(f"{path}: cannot be written to: {error.strerror}") from None
@@ -191,7 +214,7 @@ class Run:
         # Killed between the finished checkpoint and the last line of the log, a stage is done all the same.
         return has_ended(self.jsonl) or (self.weights.exists() and not self.part.exists())
 
-    def start(self, **values: Any) -> None:
+    def start(self, note: str = "", **values: Any) -> None:
         """Take the number and begin the log; when resuming without a checkpoint, begin it again."""
         if not self.launch.numbers:
             self.launch.reserve()
@@ -203,8 +226,20 @@ class Run:
                    seed=self.settings.seed, **values)  # fmt: skip
         self.say(
             f"run {self.number}: {self.stage} on {self.settings.data_set_config}, "
-            f"{self.settings.hashcode_size} bits, seed {self.settings.seed}, device {values['device']}"
+            f"seed {self.settings.seed}, device {values['device']}"
         )
+        if note:
+            self.say(note)
+
+    def started_with(self, key: str) -> Any:
+        """What the ``start`` of this run's log says of ``key``, for a resumed run; None if there is none."""
+        if not self.launch.numbers or not self.jsonl.exists():
+            return None
+        for line in self.jsonl.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                if (event := json.loads(line)).get("event") == "start":
+                    return event.get(key)
+        return None
 
     def end(self) -> Path:
         """Finish the log, if that is not yet done, and return the stage's checkpoint."""
@@ -236,10 +271,18 @@ class Run:
 
     def log_sizes(self) -> dict[str, int]:
         """How long both logs are: a checkpoint keeps it, and resuming goes back to it."""
-        return {path.name: path.stat().st_size for path in (self.jsonl, self.txt)}
+        return {path.name: path.stat().st_size if path.exists() else 0 for path in (self.jsonl, self.txt)}
 
     def rewind(self, sizes: Mapping[str, int]) -> None:
-        """Cut both logs back to ``sizes``, by name, else to nothing: what came later will be done again."""
+        """Cut both logs back to ``sizes``, by name, else to nothing: what came later will be done again.
+
+        Raises:
+            BadInput: a log is shorter than that.
+        """
+        found = self.log_sizes()
         for path in (self.jsonl, self.txt):
+            size = sizes.get(path.name, 0)
+            if found[path.name] < size:
+                raise BadInput(f"{path}: expected {size} bytes to go on from, found {found[path.name]}")
             if path.exists():
-                os.truncate(path, sizes.get(path.name, 0))
+                os.truncate(path, size)

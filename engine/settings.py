@@ -4,15 +4,17 @@ An option of the command line wins over the top of run.py, that over the dataset
 WSCH, ``bth`` for BTH), and that over the published value, which stands here.
 """
 
+import contextlib
 import dataclasses
 import json
 import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from data import BadInput, DatasetConfig, load_config, n_hidden_frames, unknown_keys
+from data import BadInput, DatasetConfig, load_config, make_demo, n_hidden_frames, read_json, unknown_keys
 
 
 def setting(
@@ -28,6 +30,11 @@ def setting(
 def positive(value: float) -> bool:
     """Above zero."""
     return value > 0
+
+
+def size(value: int) -> bool:
+    """A width that a matrix can have."""
+    return 0 < value <= 2**16
 
 
 def ratio(value: float) -> bool:
@@ -91,12 +98,12 @@ class Settings:
     lr: float = setting(1e-4, "Adam's learning rate", positive, "above 0")
     batch_size: int = setting(128, "videos in a batch", positive, "1 or more")
     hidden_size: int = setting(
-        1024, "width H of the encoder", positive, "a multiple of 64 for WSCH, even for BTH"
+        1024, "width H of the encoder", size, "a multiple of 64 for WSCH, even for BTH"
     )
     decoder_size: int = setting(
         1024, "width H' of the decoder", lambda v: v > 0 and v % 4 == 0, "a multiple of 4"
     )
-    hashcode_size: int = setting(64, "bits of a hash code", positive, "1 or more")
+    hashcode_size: int = setting(64, "bits of a hash code", size, "1 or more")
     weight_path: str | None = setting(
         None,
         "checkpoint to start from, or a folder: its newest finished one that fits; None: result_weight_dir",
@@ -182,11 +189,11 @@ def convert(name: str, value: Any) -> Any:
         )
         value = int(value) if valid else value
     elif kind is float:
-        valid, kind_name = number and abs(value) < float("inf"), "a number"
+        valid, kind_name = number and abs(value) < 1e300, "a number"
         value = float(value) if valid else value
     else:
         valid, kind_name = type(value) is kind, {str: "a text", bool: "true or false"}[kind]
-        valid = valid and value != ""
+        valid = valid and (kind is bool or (value.isprintable() and value != ""))
     if not valid or not item.metadata["valid"](value):
         raise ValueError(f"'{name}' must be {expected or kind_name}, found {json.dumps(value, default=str)}")
     return value
@@ -197,6 +204,8 @@ def flatten(values: Mapping, names: typing.Iterable[str], problems: list[str], w
     flat = {}
     nested = {name.split(".")[0] for name in names if "." in name}
     for key, value in values.items():
+        if value is None:
+            continue
         if key in nested and not isinstance(value, Mapping):
             problems.append(f"{where}'{key}' must be an object, found {json.dumps(value, default=str)}")
         elif key in nested:
@@ -207,17 +216,15 @@ def flatten(values: Mapping, names: typing.Iterable[str], problems: list[str], w
     return {key: value for key, value in flat.items() if key in names and value is not None}
 
 
-def block(config: DatasetConfig, is_bth: bool, problems: list[str]) -> dict[str, Any]:
-    """The settings of a dataset's block ``run`` or ``bth`` by dotted name, converted."""
-    where = f"{config.path}: in '{'bth' if is_bth else 'run'}': "
-    if is_bth:
-        own = [name.removeprefix("bth.") for name in FIELDS if name.startswith("bth.")]
-        flat = flatten(config.bth, [*BTH_KEYS, *own], problems, where)
-        flat = {f"bth.{key}" if key in own else key: value for key, value in flat.items()}
-    else:
-        names = [name for name in FIELDS if name.split(".")[0] in RUN_KEYS]
-        flat = flatten(config.run, names, problems, where)
-    return converted(flat, problems, where)
+def read_blocks(path: Path, run: Mapping, bth: Mapping, problems: list[str]) -> dict[str, dict[str, Any]]:
+    """The settings of a dataset's blocks ``run`` and ``bth`` by dotted name, converted."""
+    where = {name: f"{path}: in '{name}': " for name in ("run", "bth")}
+    names = [name for name in FIELDS if name.split(".")[0] in RUN_KEYS]
+    wsch = flatten(run, names, problems, where["run"])
+    own = [name.removeprefix("bth.") for name in FIELDS if name.startswith("bth.")]
+    flat = flatten(bth, [*BTH_KEYS, *own], problems, where["bth"])
+    flat = {f"bth.{key}" if key in own else key: value for key, value in flat.items()}
+    return {"run": converted(wsch, problems, where["run"]), "bth": converted(flat, problems, where["bth"])}
 
 
 def converted(flat: Mapping[str, Any], problems: list[str], where: str) -> dict[str, Any]:
@@ -238,8 +245,7 @@ def check_blocks(config: DatasetConfig) -> None:
         BadInput: all that is wrong with them.
     """
     problems: list[str] = []
-    block(config, False, problems)
-    block(config, True, problems)
+    read_blocks(config.path, config.run, config.bth, problems)
     if problems:
         raise BadInput("; ".join(problems))
 
@@ -261,11 +267,17 @@ def resolve(form: Mapping[str, Any], options: Mapping[str, Any]) -> Settings:
     if stage not in STAGES:
         problems.append(f"'stage' must be one of {', '.join(STAGES)}, found {json.dumps(stage)}")
     is_bth = stage.startswith("bth.")
+    path = Path(stated.get("data_set_config", Settings.data_set_config))
     try:
-        config = load_config(stated.get("data_set_config", Settings.data_set_config))
+        config = load_config(path)
     except BadInput as error:
+        with contextlib.suppress(BadInput):  # the blocks' problems too, as far as the file can be read
+            content = read_json(path)
+            blocks = [content.get(name) for name in ("run", "bth")]
+            read_blocks(path, *(each if isinstance(each, dict) else {} for each in blocks), problems)
         raise BadInput("; ".join([str(error), *problems])) from None
-    stated = block(config, is_bth, problems) | stated
+    blocks = read_blocks(config.path, config.run, config.bth, problems)
+    stated = blocks["bth" if is_bth else "run"] | stated
     values = (BTH_PUBLISHED if is_bth else {}) | stated
 
     def part(prefix: str) -> dict[str, Any]:
@@ -278,6 +290,7 @@ def resolve(form: Mapping[str, Any], options: Mapping[str, Any]) -> Settings:
     problems += check_together(settings, config)
     if problems:
         raise BadInput("; ".join(problems))
+    make_demo(config)
     return settings
 
 

@@ -300,4 +300,5 @@ class TestTraining:
         status, _, err = start("--stage", "bth.pretrain", "--batch_size", N_TRAIN)
         assert status == 2
         assert "a weight is not finite in epoch" in err
-        assert not list((tmp_path / "work/weight").glob("*.pth"))
+        part = torch.load(tmp_path / "work/weight/1_16.part.pth", weights_only=True)
+        assert part["position"] == (0, 0, 0)

@@ -24,10 +24,9 @@ from data import (
 
 class TestConfig:
     @pytest.mark.parametrize("name", ["Anet", "fcvid", "yfcc", "demo"])
-    def test_shipped_ones_are_valid(self, name, monkeypatch):
+    def test_shipped_ones_are_valid(self, name):
         from engine.settings import check_blocks
 
-        monkeypatch.setattr(data, "make_demo", lambda config: None)
         config = load_config(ROOT / "Json" / f"{name}.json")
         check_blocks(config)
         assert config.run["hidden_size"] in (128, 1024)
@@ -208,6 +207,7 @@ class TestDemo:
             path = tmp_path / f"{name}.json"
             path.write_text(json.dumps(content | {"root": str(tmp_path / name)}))
             config = load_config(path)
+            data.make_demo(config)
             store = open_store(config, config.test, "ram", "cpu")
             written.append((store.read(np.arange(60)), load_labels(config, config.test, 60)))
         assert torch.equal(written[0][0], written[1][0])
@@ -218,6 +218,15 @@ class TestDemo:
         cos = mean @ mean.T
         assert cos[same & other].mean() > cos[~same].mean() + 0.08
         assert not list((tmp_path / "a").glob("**/*.tmp"))
+
+
+    def test_leaves_the_users_files_alone(self, dataset):
+        dataset.change(dataset="demo")
+        config = load_config(dataset.path)
+        (dataset.folder / "query.mat").unlink()
+        before = {path: path.read_bytes() for path in dataset.folder.iterdir()}
+        data.make_demo(config)
+        assert before == {path: path.read_bytes() for path in dataset.folder.iterdir()}
 
 
 class TestReport:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
-from conftest import N_CLASSES, N_DATABASE, N_FRAMES, N_TRAIN, WIDTH, json_lines, write_features
+from conftest import N_CLASSES, N_DATABASE, N_FRAMES, WIDTH, json_lines, write_features
 
 import engine.checkpoint
 import engine.loop
@@ -56,6 +56,16 @@ def truncate(name, keep):
 def no_feats(dataset):
     with h5py.File(dataset.folder / "train.h5", "w") as file:
         file["features"] = dataset.features["train"]
+
+
+def empty_feats(dataset):
+    with h5py.File(dataset.folder / "train.h5", "w") as file:
+        file["feats"] = h5py.Empty("f4")
+
+
+def unwritten_feats(dataset):
+    with h5py.File(dataset.folder / "train.h5", "w") as file:
+        file.create_dataset("feats", dataset.features["train"].shape, "f4", chunks=True)
 
 
 def mixed_files(dataset):
@@ -181,6 +191,35 @@ BAD_INPUTS = [
         ["--cfg.n_clusters", "41"],
         "'cfg.n_clusters' is 41, more than the 40 codes",
     ),
+    ("dataset is a list", set_json(dataset=["a"]), [], "'dataset' must be a non-empty string"),
+    (
+        "labels are 0",
+        set_json(train_label=0),
+        [],
+        "'train_label' must be a file name or a list of file names",
+    ),
+    ("a maze of brackets", lambda d: d.path.write_text("[" * 10**5), [], "synthetic.json: cannot be read"),
+    ("5,000 digits", json_text("{", '{"x": ' + "1" * 5000 + ", "), [], "synthetic.json: cannot be read"),
+    ("no finite label", set_labels("test", np.full(N_DATABASE, np.nan)), [], "class indices must be"),
+    (
+        "beyond float32",
+        set_features("train", to=lambda x: 1e300 * x.astype(float)),
+        ["--memory", "ram"],
+        "not finite",
+    ),
+    ("an empty dataspace", empty_feats, [], "'feats' has shape None"),
+    ("never written", unwritten_feats, [], "'feats' holds no data of its own"),
+    (
+        "both blocks",
+        set_json(run={"lr": 0}, bth={"n_anchor": 9}, num_class=0),
+        [],
+        "did you mean 'n_anchors'?",
+    ),
+    ("an absurd width", nothing, ["--hidden_size", "64000000"], "'hidden_size' must be a multiple of 64"),
+    ("an absurd number", nothing, ["--lr", "1" + "0" * 400], "'lr' must be above 0"),
+    ("a NUL byte", nothing, ["--result_log_dir", "a\0b"], "'result_log_dir' must be a text"),
+    ("a long name", nothing, ["--weight_path", "x" * 5000, "--stage", "test"], "File name too long"),
+    ("too many values", nothing, ["--max_iter", "1", "2", "3"], "unexpected argument '3'"),
     ("unknown option", nothing, ["--learning_rate", "1"], "unknown key '--learning_rate'"),
     ("option without value", nothing, ["--lr"], "argument --lr: expected one argument"),
     ("option out of range", nothing, ["--batch_size", "0"], "'batch_size' must be 1 or more, found 0"),
@@ -281,6 +320,39 @@ class TestCheckpoints:
         assert str(pretrained) in err
         assert err.count("\n") == 1
 
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda state: state[0].update(exp_avg=torch.zeros(1).expand(24)), "found a view of fewer"),
+            (lambda state: state[0].update(exp_avg_sq=-torch.ones(24)), "exp_avg_sq is not Adam's"),
+            (lambda state: state[0].update(exp_avg=torch.zeros(23)), "exp_avg is not Adam's"),
+            (lambda state: state[0].update(step=torch.tensor([1.0, 2.0])), "step is not Adam's"),
+            (lambda state: state[0].update(exp_avg=torch.full((24,), torch.nan)), "expected finite values"),
+            (lambda state: state[0].pop("exp_avg"), "exp_avg: expected a tensor, found NoneType"),
+            (lambda state: state.pop(3), "its optimizer state is not Adam's for these 34 weights"),
+        ],
+    )
+    def test_moments_that_are_not_adams(self, start, pretrained, change, message):
+        content = torch.load(pretrained, weights_only=True)
+        change(content["optimizer"]["state"])
+        torch.save(content, pretrained)
+        status, _, err = start("--stage", "train", "--weight_path", pretrained)
+        assert status == 2
+        assert message in err
+
+    def test_moments_in_other_strides_train_alike(self, start, pretrained, tmp_path):
+        content = torch.load(pretrained, weights_only=True)
+        for state in content["optimizer"]["state"].values():
+            if state["exp_avg"].ndim == 2:
+                state["exp_avg"] = state["exp_avg"].T.contiguous().T
+        torch.save(content, tmp_path / "strides.pth")
+        start("--stage", "train", "--weight_path", pretrained)
+        start("--stage", "train", "--weight_path", tmp_path / "strides.pth")
+        one, other = (
+            torch.load(tmp_path / f"work/weight/{n}_16.pth", weights_only=True)["model"] for n in (2, 3)
+        )
+        assert all(torch.equal(value, other[key]) for key, value in one.items())
+
     def test_code_in_a_checkpoint_is_not_run(self, start, tmp_path):
         trace = tmp_path / "trace"
         bad = tmp_path / "bad.pth"
@@ -319,14 +391,14 @@ class TestWriting:
         def full(content, path, *args, **kwargs):
             save(content, path, *args, **kwargs)
             saved.append(path)
-            if len(saved) == 2:
+            if len(saved) == 3:
                 os.truncate(path, 100)
                 raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")
 
         monkeypatch.setattr(torch, "save", full)
         status, _, err = start("--stage", "pretrain")
         assert status == 2
-        assert "1_16.part.pth: cannot be written: No space left" in err
+        assert "1_16.part.pth: cannot be written: disk full? (PytorchStreamWriter failed" in err
         assert read_checkpoint(tmp_path / "work/weight/1_16.part.pth")["position"] == (1, 0, 0)
         monkeypatch.setattr(torch, "save", save)
         assert start("--resume")[0] == 0
@@ -361,7 +433,7 @@ def test_a_loss_that_is_not_finite_stops(start, dataset, tmp_path):
     assert "the loss is not finite in epoch 1, pass reconstruction, batch " in err
     assert "reconstruction = " in err
     assert err.count("\n") == 1
-    assert not list((tmp_path / "work/weight").glob("*_16.pth"))
+    assert read_checkpoint(tmp_path / "work/weight/1_16.part.pth")["position"] == (0, 0, 0)
 
 
 class Killed(BaseException):
@@ -468,6 +540,56 @@ class TestResume:
         assert status == 2
         assert "1_16.part.pth: a checkpoint of another run: lr was 1.0, is 0.001" in err
 
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("position", (0, 9, 0)),
+            ("model", {}),
+            ("optimizer", None),
+            ("logs", {"1.jsonl": 10**9}),
+            ("sums", ...),
+        ],
+    )
+    def test_a_damaged_part_is_refused(self, start, tmp_path, monkeypatch, key, value):
+        self.interrupt(start, monkeypatch)
+        part = tmp_path / "work/weight/1_16.part.pth"
+        content = torch.load(part, weights_only=True)
+        content[key] = value
+        if value is ...:
+            del content[key]
+        torch.save(content, part)
+        before = snapshot(tmp_path)
+        status, _, err = start("--resume")
+        assert status == 2
+        assert err.count("\n") == 1
+        assert snapshot(tmp_path) == before
+
+    def test_other_features_are_refused(self, start, dataset, tmp_path, monkeypatch):
+        self.interrupt(start, monkeypatch, "--stage", "pretrain")
+        write_features(dataset.folder / "train.h5", dataset.features["train"][:10])
+        assert "shape was [20, 6, 24], is [10, 6, 24]" in start("--resume")[2]
+
+    def test_goes_on_from_the_checkpoint_it_began_with(self, start, tmp_path, monkeypatch):
+        start("--stage", "pretrain")
+        self.interrupt(start, monkeypatch, "--stage", "train")
+        start("--stage", "pretrain", "--seed", 7)
+        assert start("--resume", 2)[0] == 0
+        start("--stage", "train", "--weight_path", "weight/1_16.pth")
+        files = (tmp_path / f"work/weight/{n}_16.pth" for n in (2, 4))
+        one, other = (torch.load(file, weights_only=True)["model"] for file in files)
+        assert all(torch.equal(value, other[key]) for key, value in one.items())
+
+    def test_foreign_files_among_the_logs_are_passed_over(self, start, tmp_path):
+        log = tmp_path / "work/log"
+        log.mkdir()
+        (log / "7.jsonl").write_bytes(bytes(range(256)))
+        (log / "8.jsonl").write_text('{"event": "reserved"}\n')
+        (log / "9.jsonl").mkdir()
+        (log / "notes.jsonl").write_text("[]")
+        status, out, _ = start("--stage", "pretrain")
+        assert status == 0
+        assert "run 10: pretrain" in out
+
     @staticmethod
     def interrupt(start, monkeypatch, *arguments):
         """Stop a run after its second save."""
@@ -539,7 +661,3 @@ class TestProcesses:
         ]
         assert epochs == list(range(1, 31))
         assert sorted(path.name for path in (tmp_path / "work/weight").iterdir()) == ["1_16.pth", "2_16.pth"]
-
-
-def test_the_dataset_is_as_the_table_above_expects():
-    assert (N_TRAIN, N_DATABASE, N_CLASSES) == (20, 104, 4)
