@@ -50,7 +50,7 @@ class Dataset:
                 "hidden_size": 64,
                 "decoder_size": 32,
                 "hashcode_size": 16,
-                "cfg": {"n_clusters": 5, "p1": 0.5, "p2": 0.5},
+                "cfg": {"n_clusters": 5, "p1": 0.7, "p2": 0.5},
             },
             "bth": {
                 "max_iter": [2, 2],

@@ -6,12 +6,14 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import N_FRAMES, N_TRAIN, json_lines
+from conftest import N_FRAMES, N_TRAIN, WIDTH, json_lines
 
 from bth import pretrain
 from bth.model import BTH
+from bth.pairs import draw_disturbance, draw_pairs
 from bth.pretrain import learning_rate
-from data import load_config, open_store
+from bth.similarity import Similarity
+from data import generator, load_config, open_store
 from engine.settings import Bth, Settings, resolve
 
 PREPARED = ("latent_feats", "anchors", "train_assit", "sim_matrix")
@@ -21,6 +23,24 @@ def run_pipeline(start, *options):
     status, out, err = start("--stage", "bth.pipeline", *options)
     assert (status, err) == (0, "")
     return out
+
+
+def publish(folder):
+    """Random files in the published format: their contents by dataset, and the options that name them."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    adj = rng.integers(0, 3, (N_TRAIN, N_TRAIN)).astype(np.float32)
+    np.fill_diagonal(adj, 1)
+    content, options = {}, []
+    for name, key, array in (
+        ("anchors", "feats", rng.standard_normal((7, 16)).astype(np.float32)),
+        ("train_assit", "pos", rng.permuted(np.tile(np.arange(7), (N_TRAIN, 1)), axis=1)[:, :3]),
+        ("sim_matrix", "adj", adj),
+    ):
+        with h5py.File(folder / f"{name}.h5", "w") as file:
+            file[key] = content[key] = array
+        options += [f"--bth.{name}", str(folder / f"{name}.h5")]
+    return content, options
 
 
 def contents(path):
@@ -157,20 +177,9 @@ class TestPreparation:
         assert "latent_feats.h5: written" in out
 
     def test_published_files_are_taken_as_they_are(self, start, tmp_path):
-        rng = np.random.default_rng(0)
         folder = tmp_path / "published"
-        folder.mkdir()
-        adj = rng.integers(0, 3, (N_TRAIN, N_TRAIN)).astype(np.float32)
-        np.fill_diagonal(adj, 1)
-        for name, key, array in (
-            ("anchors", "feats", rng.standard_normal((7, 16)).astype(np.float32)),
-            ("train_assit", "pos", rng.integers(0, 7, (N_TRAIN, 3))),
-            ("sim_matrix", "adj", adj),
-        ):
-            with h5py.File(folder / f"{name}.h5", "w") as file:
-                file[key] = array
+        _, options = publish(folder)
         before = {path: path.read_bytes() for path in folder.iterdir()}
-        options = [part for name in PREPARED[1:] for part in (f"--bth.{name}", str(folder / f"{name}.h5"))]
         status, out, _ = start("--stage", "bth.prepare", *options)
         assert status == 0
         assert out.count("there already, taken as it is") == 3
@@ -218,6 +227,56 @@ class TestPreparation:
 
 
 class TestTraining:
+    def test_is_adam_on_the_three_losses_of_disturbed_pairs(self, start, dataset, tmp_path, monkeypatch):
+        monkeypatch.setattr("bth.model.DROPOUT", 0.0)
+        prepared, options = publish(tmp_path / "published")
+        options += ["--lr", 1e-3, "--bth.lr_decay", 0.5, "--bth.lr_decay_epochs", 1]
+        assert start("--stage", "bth.train", *options)[0] == 0
+        settings = resolve({"data_set_config": str(dataset.path), "stage": "bth.train"}, {})
+        net = pretrain.fresh_network(settings, WIDTH, "bth.train")
+        similarity = Similarity(tmp_path / "published/sim_matrix.h5", N_TRAIN)
+        anchors, nearest = torch.from_numpy(prepared["feats"]), prepared["pos"][:, 0]
+        stored = torch.from_numpy(dataset.features["train"])
+        adam = torch.optim.Adam(net.parameters())
+        losses = []
+        for epoch in range(2):
+            adam.param_groups[0]["lr"] = 1e-3 * 0.5**epoch
+            rng = generator(3346, "bth.train", epoch, 0)
+            order = rng.permutation(N_TRAIN)
+            partner, target = draw_pairs(similarity, order, rng)
+            plan = draw_disturbance((2, N_TRAIN, N_FRAMES), N_TRAIN, rng)
+            total = {"mask": 0.0, "neighborhood": 0.0, "cluster": 0.0}
+            for batch in np.array_split(np.arange(N_TRAIN), [8, 16]):  # places in the order
+                mask, cluster, hbar = 0.0, 0.0, []
+                for side, videos in enumerate((order[batch], partner[batch])):
+                    clean = stored[videos]
+                    frames = clean.clone()
+                    for row, place in enumerate(batch):
+                        for frame in range(N_FRAMES):
+                            at = side, place, frame
+                            if plan.zero[at]:
+                                frames[row, frame] = 0
+                            elif plan.replace[at]:
+                                frames[row, frame] = stored[plan.video[at], plan.frame[at]]
+                    out = net(frames)
+                    hbar.append(out.codes.mean(1))
+                    away = out.hidden.mean(1) - anchors[nearest[videos]]
+                    cluster += away.square().sum() / (16 * len(batch))
+                    mask += (out.reconstruction - clean).square().sum() / (2 * N_FRAMES * WIDTH * len(batch))
+                similar = (hbar[0] * hbar[1]).sum(1) / 16
+                neighborhood = (torch.from_numpy(target[batch]) - similar).square().mean()
+                terms = {"mask": 0.92 * mask, "neighborhood": 0.08 * neighborhood, "cluster": 0.8 * cluster}
+                adam.zero_grad()
+                sum(terms.values()).backward()
+                adam.step()
+                for term, value in terms.items():
+                    total[term] += value.item() * len(batch) / N_TRAIN
+            losses.append(total)
+        lines = json_lines(tmp_path / "work/log/1.jsonl")
+        logged = [line["losses"]["pairs"] for line in lines if line["event"] == "epoch"]
+        for found, expected in zip(logged, losses, strict=True):
+            assert found == pytest.approx(expected, rel=1e-4)
+
     def test_targets_are_clean_and_inputs_disturbed(self, start, dataset, monkeypatch):
         seen = []
         mask_loss = pretrain.mask_loss

@@ -6,15 +6,16 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import N_DATABASE, N_TRAIN, json_lines
+from conftest import N_DATABASE, N_FRAMES, N_TRAIN, WIDTH, json_lines
 from test_model import GOLDEN
 
 import model
+from cluster import kmeans
 from data import draw_views, generator, load_config, open_store
 from engine import evaluation
 from engine.checkpoint import load_weights
 from engine.settings import resolve
-from model import contrastive_loss, reconstruction_loss
+from model import WSCH, cluster_loss, contrastive_loss, reconstruction_loss
 from pretrain import fresh_network
 
 
@@ -81,7 +82,7 @@ class TestPretrain:
         adam = torch.optim.Adam(net.parameters(), lr=1e-3)
         losses = []
         for epoch in range(2):
-            order, masks = draw_views(generator(3346, "pretrain", epoch, 0), N_TRAIN, 6, 0.5)
+            order, masks = draw_views(generator(3346, "pretrain", epoch, 0), N_TRAIN, 6, 0.7)
             total = 0.0
             for batch in np.array_split(order, [8, 16]):  # 8, 8 and the last 4
                 frames = torch.from_numpy(dataset.features["train"][batch])
@@ -102,6 +103,54 @@ class TestPretrain:
 
 
 class TestTrain:
+    def test_is_the_cycle_of_clustering_and_two_passes(self, start, dataset, tmp_path):
+        start("--stage", "pretrain")
+        start("--stage", "train", "--cfg.a", 0.5, "--cfg.b", 0.25)
+        before, after = (torch.load(tmp_path / f"work/weight/{n}_16.pth", weights_only=True) for n in (1, 2))
+        net = WSCH(WIDTH, hidden_size=64, decoder_size=32, hashcode_size=16, n_clusters=5)
+        net.load_state_dict(before["model"])
+        adam = torch.optim.Adam(net.parameters(), lr=1e-3)
+        moments = before["optimizer"]["state"]
+        adam.load_state_dict({"state": moments, "param_groups": adam.state_dict()["param_groups"]})
+        stored = torch.from_numpy(dataset.features["train"])
+        centers, losses = None, []
+        for epoch in range(2):
+            rng = generator(3346, "train", epoch, 0)
+            _, masks = draw_views(rng, N_TRAIN, N_FRAMES, 0.7)  # p1
+            codes = torch.cat([net.embed(stored, mask).detach().sign() for mask in masks])
+            seed = torch.Generator().manual_seed(int(rng.integers(2**62)))
+            found = kmeans(codes, 5, init=centers, generator=seed)
+            centers = found.centers.sign()
+            losses.append({"clustering": {"inertia": found.inertia, "rounds": found.n_iter}})
+            for number, name in ((1, "cluster-guided"), (2, "contrastive")):
+                rng = generator(3346, "train", epoch, number)
+                order, masks = draw_views(rng, N_TRAIN, N_FRAMES, 0.5)  # p2
+                total = losses[epoch][name] = {}
+                for batch in np.array_split(order, [8, 16]):
+                    frames, (mask1, mask2) = stored[batch], masks[:, batch]
+                    (r1, h1), (r2, h2) = net(frames, mask1), net(frames, mask2)
+                    terms = {
+                        "reconstruction": reconstruction_loss(r1, frames, mask1)
+                        + reconstruction_loss(r2, frames, mask2)
+                    }
+                    if name == "cluster-guided":
+                        pull = cluster_loss(h1, centers, 0.2) + cluster_loss(h2, centers, 0.2)
+                        terms["cluster"] = 0.5 * pull
+                    else:
+                        terms["contrastive"] = 0.25 * contrastive_loss(h1, h2, 0.5, 0.1)
+                    adam.zero_grad()
+                    sum(terms.values()).backward()
+                    adam.step()
+                    for term, value in terms.items():
+                        total[term] = total.get(term, 0.0) + value.item() * len(batch) / N_TRAIN
+        lines = json_lines(tmp_path / "work/log/2.jsonl")
+        logged = [line["losses"] for line in lines if line["event"] == "epoch"]
+        for found, expected in zip(logged, losses, strict=True):
+            assert list(found) == list(expected)
+            for name, terms in expected.items():
+                assert found[name] == pytest.approx(terms, rel=1e-4)
+        assert torch.equal(after["model"]["centers"], centers)
+
     def test_carries_adam_on_and_takes_its_own_lr(self, start, tmp_path):
         start("--stage", "pretrain")
         start("--stage", "train", "--max_iter", 0, 1, "--lr", 1e-5)
@@ -119,7 +168,7 @@ class TestTrain:
         weights = load_weights(
             tmp_path / "work/weight/1_16.pth", settings, load_config(dataset.path), ("pretrain",), model
         )
-        _, masks = draw_views(generator(3346, "train", 0, 0), N_TRAIN, 6, 0.5)
+        _, masks = draw_views(generator(3346, "train", 0, 0), N_TRAIN, 6, 0.7)
         frames = torch.from_numpy(dataset.features["train"])
         codes = torch.cat([weights.net.embed(frames, mask).sign() for mask in masks])
         distinct = {tuple(code) for code in codes.tolist()}
