@@ -109,7 +109,7 @@ def main() -> int:
                 process = start(work, *(["--resume"] if resumable else OPTIONS))
                 wanted = in_this_run < arguments.per_run and kills.total() < arguments.kills
                 kind = rng.choice(["at a random time", "while a checkpoint was written", "as an epoch began"])
-                if wanted and wait_to_kill(process, work, kind, rng, seconds / 2):
+                if wanted and wait_to_kill(process, work, kind, rng, seconds / 4):
                     process.kill()
                     process.wait()
                     kills[kind] += 1
