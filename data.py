@@ -602,7 +602,8 @@ def progress(items: Iterable, description: str, **options: Any) -> tqdm:
 def load_labels(config: DatasetConfig, split: Split, n_videos: int) -> np.ndarray:
     """Multi-hot labels of a split, uint8 (N, num_class), from MAT files of version 5 or 7.3.
 
-    A class-index vector is accepted: 0-based, or 1-based if its largest value is ``num_class``.
+    A class-index vector is accepted: 0-based, or 1-based if the largest value of any labelled split is
+    ``num_class``.
 
     Raises:
         BadInput: a file cannot be read, lacks the variable, or disagrees with the features or ``num_class``.
@@ -622,7 +623,10 @@ def load_labels(config: DatasetConfig, split: Split, n_videos: int) -> np.ndarra
     if len(labels) != n_videos:
         raise BadInput(f"{where} has {len(labels)} rows, but {n_videos} videos have features")
     if labels.ndim == 1:
-        labels = index_to_multi_hot(labels, config.num_class, where)
+        splits = (config.test, config.query)
+        others = [read_mat(path, each.label_variable) for each in splits for path in each.labels]
+        one_based = any(each.max() == config.num_class for each in (labels, *others))
+        labels = index_to_multi_hot(labels, config.num_class, int(one_based), where)
     if labels.shape[1] != config.num_class:
         raise BadInput(f"{where} has {labels.shape[1]} columns, but num_class is {config.num_class}")
     if not np.isin(labels, (0, 1)).all():
@@ -637,11 +641,11 @@ def is_index_vector(labels: np.ndarray, num_class: int) -> bool:
     return 1 in labels.shape and labels.shape[1] != num_class or labels.shape == (1, 1)
 
 
-def index_to_multi_hot(index: np.ndarray, num_class: int, where: str) -> np.ndarray:
-    """One class index a video (N,) to multi-hot (N, num_class)."""
-    finite = np.isfinite(index).all()
-    classes = index - int(finite and index.max() == num_class)
-    if not finite or (classes % 1).any() or classes.min() < 0 or classes.max() >= num_class:
+def index_to_multi_hot(index: np.ndarray, num_class: int, base: int, where: str) -> np.ndarray:
+    """One class index a video (N,), counted from ``base``, to multi-hot (N, num_class)."""
+    classes = index.astype(np.float64) - base
+    whole = np.isfinite(classes).all() and not (classes % 1).any()
+    if not whole or classes.min() < 0 or classes.max() >= num_class:
         raise BadInput(f"{where}: class indices must be 0..{num_class - 1} or 1..{num_class}, "
                        f"found {index.min()} to {index.max()}")  # fmt: skip
     multi_hot = np.zeros((len(classes), num_class), dtype=np.uint8)

@@ -3,7 +3,7 @@
 import pretrain
 import test
 import train
-from engine.evaluation import open_splits
+from engine.evaluation import check_splits
 from engine.runs import Run
 from engine.settings import Settings
 
@@ -20,7 +20,7 @@ def train_model(settings: Settings, first: Run, second: Run, third: Run) -> dict
         BadInput: any of the files cannot be used; known before the first epoch where it can be.
     """
     train.check_clusters(settings)
-    open_splits(test.SYSTEM, settings, memory="disk")
+    check_splits(test.SYSTEM, settings)
     pretrained = pretrain.train_model(settings, first)
     trained = train.train_model(settings, second, pretrained)
     return test.train_model(

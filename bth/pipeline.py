@@ -1,7 +1,7 @@
 """The whole of BTH: mask-only training, preparation, full training and test in turn."""
 
 from bth import prepare, pretrain, test, train
-from engine.evaluation import open_splits
+from engine.evaluation import check_splits
 from engine.runs import Run
 from engine.settings import Settings
 
@@ -18,7 +18,7 @@ def train_model(settings: Settings, first: Run, second: Run, third: Run, fourth:
         BadInput: any of the files cannot be used; known before the first epoch where it can be.
     """
     prepare.check_anchors(settings)
-    open_splits(test.SYSTEM, settings, memory="disk")
+    check_splits(test.SYSTEM, settings)
     mask_only = pretrain.train_model(settings, first)
     prepare.train_model(settings, second)
     trained = train.train_model(settings, third)

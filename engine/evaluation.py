@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from data import BadInput, FeatureStore, load_labels, open_store, read_json
 from engine.checkpoint import find_weights, load_weights
-from engine.device import environment, open_device
+from engine.device import check_stop, environment, open_device
 from engine.feed import encode
 from engine.runs import Run
 from engine.settings import Settings
@@ -58,6 +58,20 @@ def open_splits(system: System, settings: Settings, memory: str | None = None) -
     return Splits(database, query, labels, load_labels(config, config.query, len(query)))
 
 
+def check_splits(system: System, settings: Settings) -> None:
+    """Read database and queries once, before training: what is wrong with them should not show after it.
+
+    Raises:
+        BadInput: a file cannot be used, or a feature is not finite.
+    """
+    splits = open_splits(system, settings, memory="disk")
+    for store in (splits.database, splits.query):
+        if not store.checked.all():
+            for rows in store.blocks("checking database and queries"):
+                store.read_files(rows)
+                check_stop()
+
+
 def run_test(
     system: System, settings: Settings, run: Run, weights: Mapping[str, Path | None] | None = None
 ) -> dict[int, float]:
@@ -80,7 +94,9 @@ def run_test(
         return {}
     device, config = open_device(settings), settings.config
     splits = open_splits(system, settings)
-    weights = weights or run.started_with("weights") or {"mAP@K": find_weights(settings, system.stages)}
+    if not weights and not (weights := run.started_with("weights")):
+        found = find_weights(settings, system.stages)
+        weights = {found.name: found}
     nets = {
         name: load_weights(Path(path), settings, config, system.stages, system.module).net
         if path
@@ -90,11 +106,11 @@ def run_test(
     run.start(**environment(device), weights={name: str(path) for name, path in weights.items() if path})
     for name, path in weights.items():
         run.say(f"{name}: {path or 'initial weights'}")
-    results, zeros = {}, {}
+    results, zeros, distinct = {}, {}, {}
     for name, net in nets.items():
         net.bfloat16 = settings.precision == "bfloat16"
         net.to(device).eval()
-        results[name], zeros[name] = evaluate_network(net, splits, system.ks, settings, name)
+        results[name], zeros[name], distinct[name] = evaluate_network(net, splits, system.ks, settings, name)
     first, *others = results
     judged = results[first]
     bits = nets[first].sizes["hashcode_size"]
@@ -112,6 +128,7 @@ def run_test(
         published=published,
         others={name: results[name].map for name in others},
         zero_code_entries=zeros[first],
+        distinct_codes=distinct[first],
         database=len(splits.database),
         queries=len(splits.query),
     )
@@ -127,6 +144,7 @@ def run_test(
         rows[f"published {system.name}"] = published
     title = f"{config.dataset}, {bits} bits, {len(splits.query)} queries, {len(splits.database)} videos"
     run.say(table(title, rows, system.ks))
+    run.say(f"{distinct[first]} distinct codes among the {len(splits.database)} of the database")
     if zeros[first]:
         run.say(f"{zeros[first]} code entries are 0 (frames in a tie); each counts half a bit")
     run.end()
@@ -135,8 +153,8 @@ def run_test(
 
 def evaluate_network(
     net: nn.Module, splits: Splits, ks: tuple[int, ...], settings: Settings, name: str
-) -> tuple[Evaluation, int]:
-    """Retrieval metrics of a network, and how many entries of its codes are 0."""
+) -> tuple[Evaluation, int, int]:
+    """Retrieval metrics of a network, how many entries of its codes are 0, distinct codes in the database."""
     database = codes_of(net, splits.database, settings, f"{name}: database")
     query = database
     if splits.query is not splits.database:
@@ -145,7 +163,7 @@ def evaluate_network(
     zeros = sum(
         int((codes == 0).sum()) for codes in {id(codes): codes for codes in (query, database)}.values()
     )
-    return evaluate(query, database, *labels, ks, progress=True), zeros
+    return evaluate(query, database, *labels, ks, progress=True), zeros, len(database.unique(dim=0))
 
 
 def codes_of(net: nn.Module, store: FeatureStore, settings: Settings, description: str) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 
 from data import BadInput, clean_temporaries, expand, unknown_keys
 from engine.device import STOP, Interrupted
-from engine.runs import Launch, find_unfinished
+from engine.runs import Launch, find_unfinished, jsonl
 from engine.settings import BTH_PUBLISHED, FIELDS, Settings, differences, resolve
 
 
@@ -55,8 +55,9 @@ def started(form: Mapping[str, Any], options: Mapping[str, Any]) -> Launch:
     if (log_dir := expand(settings.result_log_dir)).is_dir() and (found := find_unfinished(log_dir)):
         record, lock = found
         lock.close()
-        print(f"run {record['runs'][0]} ({record['settings']['stage']}) is unfinished; "
-              f"{how_to_resume(record['runs'][0], settings)}")  # fmt: skip
+        first = record["runs"][0]
+        print(f"run {first} ({record['settings']['stage']}) is unfinished; {how_to_resume(first, settings)}, "
+              f"to forget it: delete {jsonl(log_dir, first)}")  # fmt: skip
     return Launch(settings, getattr(stages, "STAGES", (settings.stage,)), dict(options))
 
 

@@ -196,7 +196,8 @@ class Loop:
             losses=self.losses,
         )
         losses = [
-            f"{name}: " + ", ".join(f"{term} {value:.6g}" for term, value in terms.items())
+            ("" if list(terms) == [name] else f"{name}: ")
+            + ", ".join(f"{term} {value:.5g}" for term, value in terms.items())
             for name, terms in self.losses.items()
         ]
         place = f"{self.log.stage} epoch {epoch + 1}/{self.stage.n_epochs}"

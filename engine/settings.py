@@ -194,8 +194,10 @@ def convert(name: str, value: Any) -> Any:
     else:
         valid, kind_name = type(value) is kind, {str: "a text", bool: "true or false"}[kind]
         valid = valid and (kind is bool or (value.isprintable() and value != ""))
+    if not valid:
+        expected = f"{kind_name}, {expected}" if expected and expected != kind_name else kind_name
     if not valid or not item.metadata["valid"](value):
-        raise ValueError(f"'{name}' must be {expected or kind_name}, found {json.dumps(value, default=str)}")
+        raise ValueError(f"'{name}' must be {expected}, found {json.dumps(value, default=str)}")
     return value
 
 

@@ -137,6 +137,13 @@ class TestLabels:
         self.save(dataset, index.reshape(shape))
         assert np.array_equal(self.labels(dataset), dataset.labels["test"])
 
+    def test_the_base_is_the_datasets_and_not_a_files(self, dataset):
+        query = np.array([1, 2, 3, 1, 2, 3])  # 1-based, without a query of class 4
+        scipy.io.savemat(dataset.folder / "query.mat", {"labels": query})
+        self.save(dataset, dataset.labels["test"].argmax(1) + 1)
+        config = load_config(dataset.path)
+        assert np.array_equal(load_labels(config, config.query, 6).argmax(1), query - 1)
+
     def test_activitynet_variables(self, dataset):
         dataset.change(dataset="activitynet")
         self.save(dataset, dataset.labels["test"], "re_label")

@@ -152,6 +152,12 @@ BAD_INPUTS = [
         ["--memory", "ram"],
         "train.h5: video 3, frame 2: not finite",
     ),
+    (
+        "NaN in a query",
+        set_features("query", to=lambda x: with_value(x, (1, 0, 2), np.nan)),
+        [],
+        "query.h5: video 1, frame 0: not finite",
+    ),
     ("label file missing", lambda d: (d.folder / "test.mat").unlink(), [], "test.mat: no such label file"),
     (
         "not a MAT file",
@@ -216,7 +222,7 @@ BAD_INPUTS = [
         "did you mean 'n_anchors'?",
     ),
     ("an absurd width", nothing, ["--hidden_size", "64000000"], "'hidden_size' must be a multiple of 64"),
-    ("an absurd number", nothing, ["--lr", "1" + "0" * 400], "'lr' must be above 0"),
+    ("an absurd number", nothing, ["--lr", "1" + "0" * 400], "'lr' must be a number, above 0"),
     ("a NUL byte", nothing, ["--result_log_dir", "a\0b"], "'result_log_dir' must be a text"),
     ("a long name", nothing, ["--weight_path", "x" * 5000, "--stage", "test"], "File name too long"),
     ("too many values", nothing, ["--max_iter", "1", "2", "3"], "unexpected argument '3'"),
@@ -527,7 +533,8 @@ class TestResume:
     def test_an_unfinished_run_is_mentioned(self, start, monkeypatch):
         self.interrupt(start, monkeypatch, "--stage", "pretrain")
         _, out, _ = start("--stage", "pretrain")
-        assert out.startswith("run 1 (pretrain) is unfinished; to go on with it: python run.py --resume 1\n")
+        first = out.splitlines()[0]
+        assert first.startswith("run 1 (pretrain) is unfinished; to go on with it: python run.py --resume 1,")
         assert "run 2: pretrain" in out
 
     def test_a_changed_part_is_refused(self, start, tmp_path, monkeypatch):
