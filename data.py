@@ -74,7 +74,7 @@ def clean_temporaries(folder: str | Path, name: str = "*") -> None:
     """Remove what ``write_whole`` left in a folder when its process, on this machine, was killed."""
     for path in Path(folder).glob(f"{name}.{platform.node()}.*.tmp"):
         process = path.name.split(".")[-2]
-        if process.isdigit() and not process_exists(int(process)):
+        if process.isdecimal() and not process_exists(int(process)):
             path.unlink(missing_ok=True)
 
 
@@ -494,11 +494,6 @@ class FeatureStore:
 
     def __len__(self) -> int:
         return self.shape[0]
-
-    @property
-    def in_memory(self) -> bool:
-        """Whether reading is no more than gathering from memory."""
-        return self.loaded is not None
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -57,13 +57,8 @@ def train_model(settings: Settings, run: Run, pretrained: Path | None = None) ->
         _, masks = draw_views(rng, len(store), store.shape[1], cfg.p1)
 
         def codes_of(frames: Tensor, rows: slice) -> Tensor:
-            return (
-                net.embed(frames, masks[:, rows].flatten(0, 1))
-                .sign()
-                .char()
-                .view(2, len(frames), -1)
-                .transpose(0, 1)
-            )
+            codes = net.embed(frames, masks[:, rows].flatten(0, 1)).sign().char()  # (2B, b)
+            return torch.stack(codes.chunk(2), dim=1)  # (B, 2, b)
 
         codes = encode(store, codes_of, device, settings, "codes of both views")  # (N, 2, b)
         codes = codes.transpose(0, 1).flatten(0, 1).to(device)  # (2N, b), view 1 first

@@ -31,19 +31,15 @@ def launch(train_model: Callable, form: Mapping[str, Any], arguments: list[str])
             options, resume = parse(arguments, form)
             form = {"stage": train_model.__module__, **form}
             runs = resumed(form, options, resume) if resume is not None else started(form, options)
-            if runs:
-                importlib.import_module(runs.settings.stage).train_model(runs.settings, *runs.runs)
+            importlib.import_module(runs.settings.stage).train_model(runs.settings, *runs.runs)
             return 0
         except (BadInput, OSError) as error:  # a folder removed while running, a name too long, ...
             print("error:", " ".join(str(error).split()), file=sys.stderr)
             return 2
         except (Interrupted, KeyboardInterrupt):
             number = STOP.number or 2
-            how = (
-                how_to_resume(runs.numbers[0], runs.settings)
-                if runs and runs.numbers
-                else "nothing was begun"
-            )
+            begun = runs is not None and runs.numbers
+            how = how_to_resume(runs.numbers[0], runs.settings) if begun else "nothing was begun"
             print(f"stopped; {how}", file=sys.stderr)
             return 128 + number
 

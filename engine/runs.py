@@ -56,7 +56,7 @@ class Launch:
             used = [int(match[0]) for path in weight_dir.iterdir() if (match := re.match(r"\d+", path.name))]
         with writable_folder(self.log_dir):
             clean_temporaries(self.log_dir)
-            used += [int(path.stem) for path in self.log_dir.glob("*.jsonl") if path.stem.isdigit()]
+            used += [int(path.stem) for path in self.log_dir.glob("*.jsonl") if path.stem.isdecimal()]
             used += [number for record in read_records(self.log_dir) for number in record["runs"]]
             first = max(used, default=0) + 1
             self.numbers = tuple(range(first, first + len(self.stages)))
@@ -87,7 +87,7 @@ def has_ended(path: Path) -> bool:
     """Whether a run's log holds its ``end``."""
     if not path.exists():
         return False
-    last = path.read_text(encoding="utf-8").rstrip("\n").rpartition("\n")[2]
+    last = path.read_text(encoding="utf-8", errors="replace").rstrip("\n").rpartition("\n")[2]
     return last.startswith('{"event": "end"') and last.endswith("}")
 
 
@@ -96,7 +96,7 @@ def read_records(log_dir: Path) -> list[dict]:
     records = []
     for path in log_dir.glob("*.jsonl"):
         with contextlib.suppress(OSError, ValueError, RecursionError):
-            with open(path, encoding="utf-8") as file:
+            with open(path, encoding="utf-8", errors="replace") as file:
                 record = json.loads(file.readline())
             if is_record(record) and path == jsonl(log_dir, record["runs"][0]):
                 records.append(record)
@@ -159,13 +159,9 @@ def find_unfinished(log_dir: Path, number: int | None = None) -> tuple[dict, IO]
         if lock := take_lock(log_dir, record["runs"][0]):
             return record, lock
     if number is not None:
-        problem = (
-            "is under way in another process"
-            if unfinished
-            else "has finished"
-            if records
-            else "does not exist"
-        )
+        problem = "has finished" if records else "does not exist"
+        if unfinished:
+            problem = "is under way in another process"
         raise BadInput(f"--resume {number}: run {number} {problem} (logs in {log_dir})")
     return None
 
@@ -235,9 +231,10 @@ class Run:
         """What the ``start`` of this run's log says of ``key``, for a resumed run; None if there is none."""
         if not self.launch.numbers or not self.jsonl.exists():
             return None
-        for line in self.jsonl.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                if (event := json.loads(line)).get("event") == "start":
+        for line in self.jsonl.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, RecursionError):  # half a line, or none of ours
+                event = json.loads(line)
+                if isinstance(event, dict) and event.get("event") == "start":
                     return event.get(key)
         return None
 
