@@ -658,24 +658,19 @@ class TestProcesses:
         assert [json.loads(log.read_text().split("\n")[0])["runs"] for log in logs] == [[1], [2]]
 
     def test_sigkill(self, spawn, tmp_path):
-        rng = np.random.default_rng(0)
-        kills = 0
-        while True:
-            resume = ["--resume"] if list((tmp_path / "work").glob("log/*.jsonl")) else []
-            process = spawn(*resume, "--max_iter", 30, 10) if not resume else spawn(*resume)
-            try:
-                _, err = process.communicate(timeout=2 + 2 * rng.random() if kills < 2 else 60)
-            except __import__("subprocess").TimeoutExpired:
-                process.kill()
-                process.communicate()
-                kills += 1
-                continue
-            break
-        done = process.returncode == 0 and err == ""
-        assert done or "no unfinished run" in err  # killed behind its very last line
-        assert kills
-        epochs = [
-            line["epoch"] for line in json_lines(tmp_path / "work/log/1.jsonl") if line["event"] == "epoch"
-        ]
-        assert epochs == list(range(1, 31))
+        log = tmp_path / "work/log"
+        options = ("--max_iter", 100, 50)
+        for number in (1, 2):  # once in either training stage
+            process = spawn(*options)
+            self.wait_for(log / f"{number}.jsonl", '"epoch": 2,', process)
+            process.kill()
+            process.communicate()
+            options = ("--resume",)
+        process = spawn(*options)
+        _, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (0, "")
+        for number, n_epochs in ((1, 100), (2, 50)):
+            lines = json_lines(log / f"{number}.jsonl")
+            epochs = [line["epoch"] for line in lines if line["event"] == "epoch"]
+            assert epochs == list(range(1, n_epochs + 1))
         assert sorted(path.name for path in (tmp_path / "work/weight").iterdir()) == ["1_16.pth", "2_16.pth"]
