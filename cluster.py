@@ -15,6 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from data import progress
+
 BLOCK = 1024  # points whose scores against all centers stay in the processor's cache
 TOLERANCE = 1e-4  # the summed squared center shift that ends the rounds, in mean variances of a dimension
 MOST_MOVED = 0.4  # share of the centers beyond which sparing the others costs more than it saves
@@ -82,7 +84,7 @@ def kmeans(
     tolerance = TOLERANCE * float(x.var(0, correction=0).mean()) if empty == "restart" else -1.0
 
     lloyd = _Lloyd(x, n_clusters)
-    for n_iter in range(1, max_iter + 1):
+    for n_iter in progress(range(1, max_iter + 1), "k-means", unit="round"):
         changed = lloyd.assign(centers)
         if not changed:
             break
@@ -155,7 +157,7 @@ def plusplus(x: Tensor, n_clusters: int, generator: torch.Generator | None = Non
     chosen = torch.empty(n_clusters, dtype=torch.int64, device=x.device)
     chosen[0] = first
     closest = (x - x[first]).square().sum(1)  # (N,) squared distance to the nearest center so far
-    for place in range(1, n_clusters):
+    for place in progress(range(1, n_clusters), "k-means++", unit="center"):
         reach = closest.cumsum(0, dtype=_precise(x))  # (N,)
         drawn = torch.searchsorted(reach, draws[place].to(reach) * reach[-1], right=True).clamp_(
             max=len(x) - 1

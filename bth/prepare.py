@@ -23,7 +23,7 @@ from bth.similarity import BLOCK, GRAPH_SIZES, Similarity, TagRows, similarity_b
 from cluster import kmeans, nearest
 from data import BadInput, FeatureStore, expand, generator, progress, write_whole
 from engine.checkpoint import load_weights
-from engine.device import environment, open_device
+from engine.device import check_stop, environment, open_device
 from engine.feed import count_training_videos, encode
 from engine.runs import Run
 from engine.settings import Settings
@@ -259,11 +259,16 @@ def quiet(_: str) -> None:
 
 
 def with_progress(blocks: Iterator[TagRows], n_videos: int) -> Iterator[TagRows]:
-    """The blocks of tags, counted by a progress bar."""
+    """The blocks of tags, counted by a progress bar.
+
+    Raises:
+        Interrupted: a signal came; the file under way is dropped, those before it are kept.
+    """
     with progress([], "similarity", total=n_videos) as bar:
         for rows in blocks:
             yield rows
             bar.update(len(rows.indptr) - 1)
+            check_stop()
 
 
 def check_anchors(settings: Settings) -> int:

@@ -1,6 +1,8 @@
 """BTH's stages from end to end: what they compute, keep, skip and refuse."""
 
+import os
 import re
+import signal
 
 import h5py
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 import torch
 from conftest import N_FRAMES, N_TRAIN, WIDTH, json_lines
 
-from bth import pretrain
+from bth import prepare, pretrain
 from bth.model import BTH
 from bth.pairs import draw_disturbance, draw_pairs
 from bth.pretrain import learning_rate
@@ -213,6 +215,26 @@ class TestPreparation:
         assert status == 2
         assert err.count("\n") == 1
         assert re.search(message, err)
+
+    def test_a_signal_keeps_what_is_finished(self, start, tmp_path, monkeypatch):
+        assert start("--stage", "bth.pretrain")[0] == 0
+        blocks = prepare.similarity_blocks
+
+        def signalled(*arguments):
+            os.kill(os.getpid(), signal.SIGTERM)
+            yield from blocks(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(prepare, "similarity_blocks", signalled)
+            status, _, err = start("--stage", "bth.prepare")
+        assert (status, err) == (143, "stopped; to go on with it: python run.py --resume 2\n")
+        weight = tmp_path / "work/weight"
+        expected = {"1_16.pth", *(f"{name}.h5" for name in PREPARED[:3])}
+        assert {path.name for path in weight.iterdir()} == expected
+        status, out, _ = start("--resume")
+        assert status == 0
+        assert out.count("up to date, kept") == 2
+        assert "sim_matrix.h5: written" in out
 
     def test_more_anchors_than_videos(self, start):
         for stage in ("bth.pipeline", "bth.prepare"):
