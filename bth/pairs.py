@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from bth.similarity import BLOCK, Similarity
+from data import progress
+from engine.device import check_stop
 
 SIMILAR, DISSIMILAR = 1, 2  # the tags that are drawn; 0, not stored, stands in for a missing 2
 DISTURBED = 0.15  # probability that a frame is disturbed ...
@@ -36,6 +38,9 @@ def draw_pairs(
 
     Returns:
         Partners (B,) int64, and targets (B,) float32: +1 similar, -1 dissimilar.
+
+    Raises:
+        Interrupted: a signal came; nothing is lost, no batch of the pass has begun.
     """
     # Faithful: a video has tag 1 towards itself, so it may be its own partner (disturbed independently).
     similar = rng.random(len(videos)) < 0.5
@@ -43,7 +48,8 @@ def draw_pairs(
     partner = np.empty(len(videos), np.int64)
     target = np.empty(len(videos), np.float32)
     order = np.argsort(videos, kind="stable")  # the file is read from front to back
-    for start in range(0, len(videos), block):
+    for start in progress(range(0, len(videos), block), "pairs"):
+        check_stop()
         drawn = order[start : start + block]
         partner[drawn], target[drawn] = _draw_block(similarity, videos[drawn], similar[drawn], place[drawn])
     return partner, target

@@ -17,9 +17,9 @@ def train_model(settings: Settings, first: Run, second: Run, third: Run, fourth:
     Raises:
         BadInput: any of the files cannot be used; known before the first epoch where it can be.
     """
-    prepare.check_anchors(settings)
+    prepare.check_inputs(settings)
     check_splits(test.SYSTEM, settings)
     mask_only = pretrain.train_model(settings, first)
-    prepare.train_model(settings, second)
-    trained = train.train_model(settings, third)
+    prepare.train_model(settings, second, mask_only)
+    trained = train.train_model(settings, third, mask_only)
     return test.train_model(settings, fourth, {"trained": trained, "mask only": mask_only, "untrained": None})

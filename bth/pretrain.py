@@ -9,8 +9,8 @@ from torch import Tensor
 
 from bth.model import BTH, mask_loss
 from bth.pairs import draw_disturbance, read_disturbed
-from bth.prepare import quiet, write_latents
-from data import generator
+from bth.prepare import write_latents
+from data import generator, open_store
 from engine.device import environment, open_device
 from engine.feed import Batch, Fetch, open_training_set
 from engine.loop import Pass, Stage, run_stage
@@ -28,28 +28,29 @@ def train_model(settings: Settings, run: Run) -> Path:
         BadInput: the training set cannot be used, a file cannot be written, or a loss is not finite.
     """
     config, device = settings.config, open_device(settings)
+    if run.is_done():  # but look at the latents: another run may have written its own since
+        write_latents(settings, open_store(config, config.train, "disk", device), run.weights, run.say)
+        return run.end()
     store = open_training_set(settings, device)
-    done = run.is_done()
-    if not done:
-        net = fresh_network(settings, config.feature_size, run.stage).to(device)
+    net = fresh_network(settings, config.feature_size, run.stage).to(device)
 
-        def draw(rng: np.random.Generator) -> Fetch:
-            order = rng.permutation(len(store))
-            plan = draw_disturbance((len(store), config.max_frames), len(store), rng)
+    def draw(rng: np.random.Generator) -> Fetch:
+        order = rng.permutation(len(store))
+        plan = draw_disturbance((len(store), config.max_frames), len(store), rng)
 
-            def fetch(places: slice) -> Batch:
-                return read_disturbed(store.read, order[places], plan.batch(places))
+        def fetch(places: slice) -> Batch:
+            return read_disturbed(store.read, order[places], plan.batch(places))
 
-            return fetch
+        return fetch
 
-        def loss(clean: Tensor, disturbed: Tensor) -> dict[str, Tensor]:
-            return {"mask": mask_loss(net(disturbed).reconstruction, clean)}
+    def loss(clean: Tensor, disturbed: Tensor) -> dict[str, Tensor]:
+        return {"mask": mask_loss(net(disturbed).reconstruction, clean)}
 
-        run.start(store.place, **environment(device), videos=len(store))
-        optimizer = torch.optim.Adam(net.parameters(), settings.lr, fused=True)
-        passes = [Pass("mask", draw, loss)]
-        run_stage(run, Stage(net, optimizer, store, passes, settings.max_iter[0], learning_rate(settings)))
-    write_latents(settings, store, run.weights, quiet if done else run.say)
+    run.start(store.place, **environment(device), videos=len(store))
+    optimizer = torch.optim.Adam(net.parameters(), settings.lr, fused=True)
+    passes = [Pass("mask", draw, loss)]
+    run_stage(run, Stage(net, optimizer, store, passes, settings.max_iter[0], learning_rate(settings)))
+    write_latents(settings, store, run.weights, run.say)
     return run.end()
 
 

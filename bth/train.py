@@ -9,7 +9,7 @@ from torch import Tensor
 from bth import model
 from bth.model import cluster_loss, mask_loss, neighborhood_loss
 from bth.pairs import draw_disturbance, draw_pairs, read_disturbed
-from bth.prepare import Prepared
+from bth.prepared import Prepared
 from bth.pretrain import fresh_network, learning_rate
 from engine.checkpoint import find_weights, load_weights
 from engine.device import environment, open_device
@@ -21,8 +21,13 @@ from engine.settings import Settings
 STARTS_FROM = ("bth.pretrain", "bth.train")
 
 
-def train_model(settings: Settings, run: Run) -> Path:
+def train_model(settings: Settings, run: Run, mask_only: Path | None = None) -> Path:
     """Train on pairs, from fresh weights as published, or from those of ``weight_path``.
+
+    Args:
+        settings: of the run.
+        run: where to log and to save.
+        mask_only: the network from whose latents the prepared files must be; None: any.
 
     Returns:
         The finished checkpoint.
@@ -35,7 +40,7 @@ def train_model(settings: Settings, run: Run) -> Path:
     config, device, bth = settings.config, open_device(settings), settings.bth
     store = open_training_set(settings, device)
     prepared = Prepared(settings, len(store))
-    prepared.check()
+    prepared.check(mask_only)
     anchors, pseudo_label, similarity = prepared.anchors, prepared.pseudo_label, prepared.similarity
     path = run.started_with("weights")
     if path is None and settings.weight_path is not None:

@@ -312,7 +312,7 @@ def check_together(settings: Settings, config: DatasetConfig) -> list[str]:
         if not 0 < hidden < n_frames:
             problems.append(f"'cfg.{name}' = {p} hides {hidden} of {n_frames} frames: at least one must be "
                             "hidden and one visible")  # fmt: skip
-    starts_fresh = ("pipeline", "pretrain", "bth.pipeline", "bth.pretrain")
+    starts_fresh = ("pipeline", "pretrain", "bth.pipeline", "bth.pretrain", "bth.prepare")
     if settings.weight_path is not None and settings.stage in starts_fresh:
         problems.append(
             f"'weight_path' must be None: stage {settings.stage} does not start from a checkpoint, "

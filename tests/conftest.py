@@ -124,3 +124,35 @@ def spawn(dataset, tmp_path):
 
 def json_lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+PREPARED = ("latent_feats", "anchors", "train_assit", "sim_matrix")
+
+
+def run_pipeline(start, *options):
+    status, out, err = start("--stage", "bth.pipeline", *options)
+    assert (status, err) == (0, "")
+    return out
+
+
+def publish(folder):
+    """Random files in the published format: their contents by dataset, and the options that name them."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    adj = rng.integers(0, 3, (N_TRAIN, N_TRAIN)).astype(np.float32)
+    np.fill_diagonal(adj, 1)
+    content, options = {}, []
+    for name, key, array in (
+        ("anchors", "feats", rng.standard_normal((7, 16)).astype(np.float32)),
+        ("train_assit", "pos", rng.permuted(np.tile(np.arange(7), (N_TRAIN, 1)), axis=1)[:, :3]),
+        ("sim_matrix", "adj", adj),
+    ):
+        with h5py.File(folder / f"{name}.h5", "w") as file:
+            file[key] = content[key] = array
+        options += [f"--bth.{name}", str(folder / f"{name}.h5")]
+    return content, options
+
+
+def contents(path):
+    with h5py.File(path, "r") as file:
+        return {key: dataset[()] for key, dataset in file.items()}
