@@ -77,6 +77,7 @@ class Prepared:
     @cached_property
     def similarity(self) -> Similarity:
         """Tags between training videos."""
+        check_there(self.paths["sim_matrix"])
         return Similarity(self.paths["sim_matrix"], self.n_videos)
 
     @cached_property

@@ -44,6 +44,13 @@ def test_nearest_anchors_equal_brute_force(offset, n_anchors):
     np.testing.assert_allclose(squared, expected, rtol=1e-12)
 
 
+def test_an_outlier_among_the_anchors_spoils_nothing():
+    torch.manual_seed(0)
+    latents, anchors = torch.randn(500, 16), torch.randn(60, 16)
+    anchors[7] = 1e6
+    assert np.array_equal(nearest_anchors(latents, anchors)[1], brute_force(latents, anchors, 5)[1])
+
+
 def test_anchors_that_float32_cannot_tell_apart():
     torch.manual_seed(0)
     anchors = torch.cat([torch.ones(7, 3), -torch.ones(7, 3)]).double() + 1e-7 * torch.randn(14, 3)

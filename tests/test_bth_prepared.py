@@ -7,9 +7,10 @@ import signal
 import h5py
 import numpy as np
 import pytest
-from conftest import N_TRAIN, PREPARED, contents, publish, run_pipeline
+import torch
+from conftest import N_TRAIN, PREPARED, contents, killed, publish, run_pipeline
 
-from bth import prepare
+from bth import prepare, pretrain, train
 
 
 class TestPreparation:
@@ -94,3 +95,140 @@ class TestPreparation:
         status, _, err = start("--stage", "bth.prepare")
         assert status == 2
         assert "latent_feats.h5: no such file; the stages bth.pretrain and bth.prepare make it" in err
+
+    @pytest.mark.parametrize("name", ["anchors", "train_assit", "sim_matrix"])
+    def test_training_names_what_is_not_there(self, start, tmp_path, name):
+        run_pipeline(start)
+        (tmp_path / f"work/weight/{name}.h5").unlink()
+        status, _, err = start("--stage", "bth.train")
+        expected = f"error: weight/{name}.h5: no such file; the stages bth.pretrain and bth.prepare make it\n"
+        assert (status, err) == (2, expected)
+
+    @pytest.mark.parametrize("published", [(), ("anchors",)])
+    def test_training_refuses_what_was_made_from_other_latents(self, start, tmp_path, published):
+        run_pipeline(start)
+        options = []
+        for name in published:
+            with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+                file["feats"] = contents(tmp_path / f"work/weight/{name}.h5")["feats"]
+            options += [f"--bth.{name}", tmp_path / f"{name}.h5"]
+        assert start("--stage", "bth.train", *options)[0] == 0
+        assert start("--stage", "bth.pretrain", "--seed", 1)[0] == 0
+        status, _, err = start("--stage", "bth.train", *options)
+        assert status == 2
+        assert err.count("\n") == 1
+        assert re.search(r"not made from .*latent_feats.h5 and .*anchors.h5; run stage bth.prepare", err)
+
+    def test_training_refuses_tags_of_other_anchors(self, start, tmp_path):
+        run_pipeline(start)
+        weight = tmp_path / "work/weight"
+        old = (weight / "sim_matrix.h5").read_bytes()
+        assert start("--stage", "bth.prepare", "--bth.n_anchors", 6)[0] == 0
+        (weight / "sim_matrix.h5").write_bytes(old)
+        status, _, err = start("--stage", "bth.train")
+        assert status == 2
+        assert "weight/sim_matrix.h5: not made from weight/latent_feats.h5 and weight/anchors.h5" in err
+
+    @pytest.mark.parametrize("stage", ["prepare", "train"])
+    def test_a_pipeline_uses_the_latents_of_its_own_network(self, start, tmp_path, monkeypatch, stage):
+        """Another run in the same folder has gone through its preparation when this one comes to a stage."""
+        run_pipeline(start, "--seed", 1)
+        theirs = {path: path.read_bytes() for path in (tmp_path / "work/weight").glob("*.h5")}
+        module = {"prepare": prepare, "train": train}[stage]
+        train_model = module.train_model
+
+        def late(*arguments):
+            for path, content in theirs.items():
+                path.write_bytes(content)
+            return train_model(*arguments)
+
+        monkeypatch.setattr(module, "train_model", late)
+        status, _, err = start("--stage", "bth.pipeline")
+        assert status == 2
+        assert "latent_feats.h5: not the latents of weight/5_16.pth: another run has written its own" in err
+
+    def test_latents_of_a_finished_stage_are_made_when_they_are_missing(self, start, tmp_path, monkeypatch):
+        """A kill between the checkpoint and the latents."""
+        run_pipeline(start)
+        expected = contents(tmp_path / "work/weight/latent_feats.h5")["feats"]
+        for folder in ("log", "weight"):
+            (tmp_path / "work" / folder).rename(tmp_path / folder)
+        with monkeypatch.context() as patch:
+            patch.setattr(pretrain, "write_latents", killed)
+            assert start("--stage", "bth.pipeline")[0] == 130
+        assert not (tmp_path / "work/weight/latent_feats.h5").exists()
+        status, out, _ = start("--resume")
+        assert status == 0
+        assert "latent_feats.h5: written\n" in out
+        assert np.array_equal(contents(tmp_path / "work/weight/latent_feats.h5")["feats"], expected)
+
+    def test_seed_and_features_count_among_what_a_file_was_made_from(self, start, dataset, tmp_path):
+        run_pipeline(start)
+        assert "anchors.h5: written anew" in start("--stage", "bth.prepare", "--seed", 1)[1]
+        os.utime(dataset.folder / "train.h5", ns=(1, 1))
+        assert "latent_feats.h5: written anew" in start("--stage", "bth.pretrain")[1]
+
+    @pytest.mark.parametrize(
+        ("name", "key", "content", "message"),
+        [
+            ("latent_feats", "feats", np.zeros((N_TRAIN, 32), np.float32), r"\(20, 16\), found .*\(20, 32\)"),
+            ("latent_feats", "feats", np.full((N_TRAIN, 16), 1e300), "expected finite float32 values"),
+            ("anchors", "feats", np.zeros((4, 16), np.float32), "expected at least 5 anchors, found 4"),
+            ("anchors", "feats", np.full((7, 16), 1e300), "expected finite float32 values"),
+            ("sim_matrix", "adj", np.ones((5, 5), np.float32), "the tags of 20 training videos, found 5"),
+        ],
+    )
+    def test_published_files_are_checked_before_training(self, start, tmp_path, name, key, content, message):
+        with h5py.File(tmp_path / "published.h5", "w") as file:
+            file[key] = content
+        for stage in ("bth.pipeline", "bth.prepare"):
+            status, out, err = start("--stage", stage, f"--bth.{name}", tmp_path / "published.h5")
+            assert (status, out, err.count("\n")) == (2, "", 1)
+            assert re.search(f"published.h5: .*{message}", err)
+
+    def test_a_file_of_another_maker_is_a_published_one(self, start, tmp_path):
+        _, options = publish(tmp_path / "published")
+        odd_values = (np.arange(3), np.bytes_(b"x"), 1.5)
+        for path, odd in zip((tmp_path / "published").iterdir(), odd_values, strict=True):
+            with h5py.File(path, "a") as file:
+                file.attrs["made_from"] = odd
+        status, out, err = start("--stage", "bth.prepare", *options)
+        assert (status, err) == (0, "")
+        assert out.count("taken as it is") == 3
+
+    def test_four_files_are_four(self, start, tmp_path):
+        for options in (
+            ("--bth.anchors", "a.h5", "--bth.sim_matrix", "./a.h5"),
+            ("--bth.anchors", "weight/latent_feats.h5"),
+        ):
+            status, _, err = start("--stage", "bth.pipeline", *options)
+            assert status == 2
+            assert re.search("'bth.[a-z_]*' and 'bth.[a-z_]*': expected two files, found .* twice", err)
+
+    def test_a_file_that_cannot_be_written_shows_before_training(self, start, tmp_path):
+        (tmp_path / "file").touch()
+        status, out, err = start("--stage", "bth.pipeline", "--bth.anchors", tmp_path / "file/anchors.h5")
+        assert (status, out) == (2, "")
+        assert "cannot be written to: a file is in the way" in err
+
+    def test_more_anchors_than_videos_do_not_matter_when_they_are_published(self, start, tmp_path):
+        _, options = publish(tmp_path / "published")
+        assert start("--stage", "bth.prepare", *options, "--bth.n_anchors", N_TRAIN + 1)[0] == 0
+
+    @pytest.mark.parametrize("name", ["train_assit", "sim_matrix"])
+    def test_resumed_training_reads_what_it_began_with(self, start, tmp_path, monkeypatch, name):
+        _, options = publish(tmp_path / "published")
+
+        def stop(self, *_):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.optim.Adam, "step", stop)
+            assert start("--stage", "bth.train", *options)[0] == 143
+        with h5py.File(tmp_path / f"published/{name}.h5", "a") as file:
+            key = {"train_assit": "pos", "sim_matrix": "adj"}[name]
+            file[key][0] = np.roll(file[key][0], 1)
+        os.utime(tmp_path / f"published/{name}.h5")
+        status, _, err = start("--resume")
+        assert status == 2
+        assert "a checkpoint of another run: " + {"train_assit": "pos", "sim_matrix": "tags"}[name] in err

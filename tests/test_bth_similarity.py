@@ -95,6 +95,12 @@ class TestTags:
             to_dense(similarity_blocks(*golden_nearest, 12, block), 120), golden["graph/tags"]
         )
 
+    def test_come_in_blocks(self):
+        squared, anchors = np.ones((1001, 5)), np.tile(np.arange(5), (1001, 1))
+        sizes = [len(rows.indptr) - 1 for rows in similarity_blocks(squared, anchors, 5)]
+        assert sum(sizes) == 1001
+        assert max(sizes) <= 250  # of N bytes each: what is dense stays small
+
     def test_equal_the_dense_formula(self):
         for kind in ("clustered", "gaussian", "heavy"):
             for seed, n_anchors in ((0, 25), (1, 60)):

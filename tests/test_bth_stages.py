@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import N_FRAMES, N_TRAIN, PREPARED, WIDTH, contents, json_lines, publish, run_pipeline
+from conftest import N_FRAMES, N_TRAIN, PREPARED, WIDTH, contents, json_lines, killed, publish, run_pipeline
 
 from bth import pretrain
 from bth.model import BTH
@@ -45,6 +45,17 @@ class TestPipeline:
         assert list(result["mAP"]) == ["5", "10", "20", "40", "60", "80", "100"]
         epoch = json_lines(tmp_path / "work/log/3.jsonl")[1]
         assert list(epoch["losses"]["pairs"]) == ["mask", "neighborhood", "cluster"]
+
+    def test_each_stage_has_its_own_number_of_epochs(self, start, tmp_path):
+        run_pipeline(start, "--max_iter", 1, 3)
+        events = [[line["event"] for line in json_lines(tmp_path / f"work/log/{n}.jsonl")] for n in (1, 3)]
+        assert [part.count("epoch") for part in events] == [1, 3]
+
+    def test_bad_labels_show_before_training(self, start, dataset):
+        (dataset.folder / "query.mat").write_bytes(b"")
+        status, out, err = start("--stage", "bth.pipeline")
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert "query.mat: not a readable MAT file" in err
 
     def test_latents_are_those_of_clean_frames_without_dropout(self, start, dataset, tmp_path):
         run_pipeline(start)
@@ -234,6 +245,29 @@ class TestTraining:
             torch.load(tmp_path / f"work/weight/{n}_16.pth", weights_only=True)["model"] for n in (3, 5)
         )
         assert all(torch.equal(value, other[key]) for key, value in one.items())
+
+    def test_resumes_from_the_weights_it_started_with(self, start, tmp_path, monkeypatch):
+        """Killed before its first checkpoint, with a newer network in the folder since."""
+        run_pipeline(start)
+        weight = tmp_path / "work/weight"
+        options = ("--stage", "bth.train", "--weight_path", weight, "--max_iter", 0, 0)
+        with monkeypatch.context() as patch:
+            patch.setattr("bth.train.run_stage", killed)
+            assert start(*options)[0] == 130
+        assert start("--stage", "bth.train", "--seed", 1)[0] == 0
+        assert start("--resume", 5)[0] == 0
+        one, other = (torch.load(weight / f"{n}_16.pth", weights_only=True)["model"] for n in (3, 5))
+        assert all(torch.equal(value, other[key]) for key, value in one.items())
+
+    @pytest.mark.parametrize("stage", ["pretrain", "train", "train from weights", "test"])
+    def test_precision_reaches_the_network(self, start, tmp_path, monkeypatch, stage):
+        run_pipeline(start)
+        seen = set()
+        encode = BTH._encode
+        monkeypatch.setattr(BTH, "_encode", lambda net, *rest: seen.add(net.bfloat16) or encode(net, *rest))
+        options = ("--weight_path", tmp_path / "work/weight/3_16.pth") if " " in stage else ()
+        assert start("--stage", f"bth.{stage.split()[0]}", "--precision", "bfloat16", *options)[0] == 0
+        assert seen == ({True, False} if stage == "pretrain" else {True})  # latents are float32 in any case
 
     def test_a_published_checkpoint_is_tested_as_it_is(self, start, dataset, tmp_path):
         from conftest import write_features
