@@ -1,7 +1,8 @@
 """Kill training processes at random moments, resume until done, compare with an undisturbed run bit for bit.
 
 ``python -m bench.faults`` runs the pipeline on the demo set in processes of its own and sends SIGKILL: at a
-random time, while a checkpoint is being written, or as an epoch begins (where the k-means is).
+random time, while a file (checkpoint, prepared file) is being written, or as an epoch begins (where the
+k-means is). ``--stage bth.pipeline`` does so to BTH.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import h5py
 import torch
 
 from bench.machine import describe
@@ -50,7 +52,7 @@ def wait_to_kill(
     time_out = time.monotonic() + rng.uniform(0, seconds)  # only from here on does the moment count
     while process.poll() is None:
         if time.monotonic() > time_out:
-            if kind == "while a checkpoint was written" and list((work / "weight").glob("*.tmp")):
+            if kind == "while a file was written" and list((work / "weight").glob("*.tmp")):
                 return True
             logs = sorted((work / "log").glob("*.txt"))
             if kind == "as an epoch began" and logs and time.time() - logs[-1].stat().st_mtime < 0.05:
@@ -61,17 +63,21 @@ def wait_to_kill(
 
 
 def outcome(work: Path) -> tuple[list, dict[str, torch.Tensor]]:
-    """What must not depend on kills: losses and results of the logs, every tensor of the checkpoints."""
+    """What must not depend on kills: losses and results of the logs, tensors of all files in ``weight/``."""
     numbers, tensors = [], {}
-    for n in (1, 2, 3):
-        for line in (work / f"log/{n}.jsonl").read_text().splitlines():
+    for path in sorted(work.glob("log/*.jsonl")):
+        for line in path.read_text().splitlines():
             event = json.loads(line)
-            numbers.append((n, event["event"], event.get("epoch"), event.get("losses"), event.get("mAP")))
-    for n in (1, 2):
-        content = torch.load(work / f"weight/{n}_64.pth", weights_only=True)
-        tensors |= {f"{n}/{name}": value for name, value in content["model"].items()}
+            values = (event.get(key) for key in ("epoch", "losses", "mAP"))
+            numbers.append((path.name, event["event"], *values))
+    for path in work.glob("weight/*.pth"):
+        content = torch.load(path, weights_only=True)
+        tensors |= {f"{path.name}/{name}": value for name, value in content["model"].items()}
         for number, state in content["optimizer"]["state"].items():
-            tensors |= {f"{n}/adam/{number}/{name}": value for name, value in state.items()}
+            tensors |= {f"{path.name}/adam/{number}/{name}": value for name, value in state.items()}
+    for path in work.glob("weight/*.h5"):
+        with h5py.File(path, "r") as file:
+            tensors |= {f"{path.name}/{name}": torch.from_numpy(array[()]) for name, array in file.items()}
     return numbers, tensors
 
 
@@ -82,16 +88,18 @@ def main() -> int:
     parser.add_argument(
         "--per_run", type=int, default=12, help="at most so many in one pipeline run (default: 12)"
     )
+    parser.add_argument("--stage", default="pipeline", help="pipeline (default) or bth.pipeline")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
+    options = ["--stage", arguments.stage, *OPTIONS]
     print(describe())
     with tempfile.TemporaryDirectory() as folder:
         calm = Path(folder) / "calm"
         calm.mkdir()
         shutil.copytree(ROOT / "Json", calm / "Json")
         began = time.monotonic()
-        process = start(calm, *OPTIONS)
+        process = start(calm, *options)
         if process.wait():
             raise SystemExit(process.stderr.read())
         seconds = time.monotonic() - began
@@ -106,9 +114,9 @@ def main() -> int:
             in_this_run = 0
             while True:
                 resumable = list((work / "log").glob("*.jsonl")) if (work / "log").exists() else []
-                process = start(work, *(["--resume"] if resumable else OPTIONS))
+                process = start(work, *(["--resume"] if resumable else options))
                 wanted = in_this_run < arguments.per_run and kills.total() < arguments.kills
-                kind = rng.choice(["at a random time", "while a checkpoint was written", "as an epoch began"])
+                kind = rng.choice(["at a random time", "while a file was written", "as an epoch began"])
                 if wanted and wait_to_kill(process, work, kind, rng, seconds / 4):
                     process.kill()
                     process.wait()

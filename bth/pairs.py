@@ -150,5 +150,6 @@ def read_disturbed(
     union, place = np.unique(wanted, return_inverse=True)
     stored = read(union)  # (rows, L, D)
     place, frame = torch.from_numpy(place), torch.from_numpy(plan.frame[plan.replace])
+    # Differs: the published loader disturbs its training array in place, so its targets are disturbed too.
     clean = stored[place[: videos.size]].unflatten(0, videos.shape)
     return clean, disturb(clean, plan, stored[place[videos.size :], frame])

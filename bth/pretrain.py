@@ -65,5 +65,5 @@ def fresh_network(settings: Settings, input_size: int, stage: str = "bth.train")
 def learning_rate(settings: Settings) -> Callable[[int], float]:
     """``max(lr * decay^(epoch // decay_epochs), lr_min)``, the epoch counted from 0; never above ``lr``."""
     bth = settings.bth
-    least = min(bth.lr_min, settings.lr)
+    least = min(bth.lr_min, settings.lr)  # Differs: a smaller lr than the published floor stays as it is
     return lambda epoch: max(settings.lr * bth.lr_decay ** (epoch // bth.lr_decay_epochs), least)

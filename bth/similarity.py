@@ -129,6 +129,7 @@ def write_similarity(file: h5py.File, blocks: Iterable[TagRows]) -> int:
     Returns:
         Number of entries.
     """
+    # Differs: the published file is dense, N x N float32.
     indices = file.create_dataset("indices", (0,), np.int32, maxshape=(None,), chunks=(CHUNK,))
     tag = file.create_dataset("tag", (0,), np.int8, maxshape=(None,), chunks=(CHUNK,))
     indptr, end = [np.zeros(1, np.int64)], 0

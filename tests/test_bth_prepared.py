@@ -164,7 +164,9 @@ class TestPreparation:
 
     def test_seed_and_features_count_among_what_a_file_was_made_from(self, start, dataset, tmp_path):
         run_pipeline(start)
+        before = contents(tmp_path / "work/weight/anchors.h5")["feats"]
         assert "anchors.h5: written anew" in start("--stage", "bth.prepare", "--seed", 1)[1]
+        assert not np.array_equal(contents(tmp_path / "work/weight/anchors.h5")["feats"], before)
         os.utime(dataset.folder / "train.h5", ns=(1, 1))
         assert "latent_feats.h5: written anew" in start("--stage", "bth.pretrain")[1]
 
