@@ -7,9 +7,10 @@ Every setting is an option too: ``python run.py --hashcode_size 32 --cfg.n_clust
 import sys
 
 from engine.launch import launch
-from pipeline import (
-    train_model,
-)  # or: from pretrain, train, test, bth.pipeline, bth.train, ... import train_model
+from pipeline import train_model
+
+# The stage to run: in the line above, instead of pipeline, also pretrain, train or test; bth.pipeline,
+# bth.pretrain, bth.prepare, bth.train or bth.test.
 
 settings = dict(
     data_set_config="Json/demo.json",  # or Json/fcvid.json, Json/Anet.json, Json/yfcc.json, or yours

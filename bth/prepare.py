@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bth import model
-from bth.prepared import MIN_ANCHORS, Prepared, digest, make, network_stamp
+from bth.prepared import MIN_ANCHORS, Prepared, digest, features_stamp, make, network_stamp
 from bth.similarity import BLOCK, TagRows, similarity_blocks, write_similarity
 from cluster import kmeans, nearest
 from data import BadInput, FeatureStore, generator, progress
@@ -43,10 +43,7 @@ def write_latents(
     """
 
     def depends_on() -> str:
-        files = [
-            (str(file.path), file.path.stat().st_size, file.path.stat().st_mtime_ns) for file in store.files
-        ]
-        return f"{network_stamp(settings, checkpoint)}, features {files}"
+        return f"{network_stamp(settings, checkpoint)}, {features_stamp(settings)}"
 
     def write(file: h5py.File) -> None:
         device = open_device(settings)
@@ -71,6 +68,8 @@ def train_model(settings: Settings, run: Run, mask_only: Path | None = None) -> 
     n_videos = check_inputs(settings)
     prepared = Prepared(settings, n_videos)
     prepared.check_latents(mask_only)
+    if not all(map(prepared.is_published, ("anchors", "train_assit", "sim_matrix"))):
+        _ = prepared.latents  # whatever is wrong with them shows before a run begins
     if not run.is_done():  # else look again: another run may have used the same files since
         run.start(**environment(torch.device("cpu")), videos=n_videos)
     paths = prepared.paths
@@ -101,7 +100,8 @@ def train_model(settings: Settings, run: Run, mask_only: Path | None = None) -> 
     make(paths["train_assit"], lambda: prepared.stamp, write_pseudo_labels, run.say)
     make(paths["sim_matrix"], lambda: prepared.stamp, write_tags, run.say)
     prepared.check(mask_only)
-    run.say(f"{len(prepared.anchors)} anchors of {settings.bth.n_anchors} requested")
+    requested = "" if prepared.is_published("anchors") else f" of {settings.bth.n_anchors} requested"
+    run.say(f"{len(prepared.anchors)} anchors{requested}")
     run.end()
 
 
@@ -130,8 +130,9 @@ def check_inputs(settings: Settings) -> int:
     prepared = Prepared(settings, n_videos)
     prepared.check_published()
     if settings.bth.n_anchors > n_videos and not prepared.is_published("anchors"):
-        found = f"{n_videos} training videos of {config.path}"
-        raise BadInput(f"'bth.n_anchors' is {settings.bth.n_anchors}, more than the {found}")
+        found = f"more than the {n_videos} training videos of {config.path}"
+        hint = "set 'n_anchors' in its block 'bth'"
+        raise BadInput(f"'bth.n_anchors' is {settings.bth.n_anchors}, {found}; {hint}")
     for path in prepared.paths.values():
         if not path.exists():
             check_folder(path.parent)

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from bth import model
-from bth.similarity import GRAPH_SIZES, Similarity
-from data import BadInput, expand, write_whole
+from bth.similarity import BLOCK, GRAPH_SIZES, Similarity
+from data import BadInput, expand, progress, write_whole
 from engine.checkpoint import load_weights
+from engine.device import check_stop
 from engine.settings import Settings
 
 MADE_FROM = "made_from"  # the attribute
@@ -67,6 +68,9 @@ class Prepared:
     def pseudo_label(self) -> np.ndarray:
         """The nearest anchor of every training video, (N,)."""
         pos = self.read("train_assit", "pos", (self.n_videos, 3), "iu").numpy()
+        if self.is_published("train_assit") and not self.is_published("anchors"):
+            raise BadInput(f"{self.paths['train_assit']}: a published file, whose anchors are not those made "
+                           f"here ({self.paths['anchors']}); name both published files, or none")  # fmt: skip
         if pos.min() < 0 or pos.max() >= len(self.anchors):
             raise BadInput(
                 f"{self.paths['train_assit']}: 'pos': expected anchors 0 to {len(self.anchors) - 1} "
@@ -94,20 +98,19 @@ class Prepared:
         return self.paths[name].exists() and made_from(self.paths[name]) is None
 
     def check_published(self) -> None:
-        """Read the published ones among the files: before training, not after it.
+        """Read the published ones among the files, all of them: before training, not after it.
 
         Raises:
             BadInput: one of them cannot be used.
         """
-        published = [name for name in self.paths if self.is_published(name)]
-        if "latent_feats" in published:
-            _ = self.latents
-        if "anchors" in published:
-            _ = self.anchors
-        if "anchors" in published and "train_assit" in published:
-            _ = self.pseudo_label
-        if "sim_matrix" in published:
-            _ = self.similarity
+        for name, attribute in (("latent_feats", "latents"), ("anchors", "anchors"),
+                                ("train_assit", "pseudo_label"), ("sim_matrix", "similarity")):  # fmt: skip
+            if self.is_published(name):
+                getattr(self, attribute)
+        if self.is_published("sim_matrix"):
+            for start in progress(range(0, self.n_videos, BLOCK), "checking similarity"):
+                self.similarity.rows(np.arange(start, min(start + BLOCK, self.n_videos)))
+                check_stop()
 
     def check(self, mask_only: Path | None = None) -> None:
         """See that all that training reads can be used and was made from what is here now.
@@ -128,19 +131,27 @@ class Prepared:
             if self.paths["latent_feats"].exists():
                 wanted.append(f"latents {digest(self.latents)}")
             if not all(part in found for part in wanted):
-                others = " and ".join(str(self.paths[each]) for each in ("latent_feats", "anchors"))
-                raise BadInput(f"{self.paths[name]}: not made from {others}; run stage bth.prepare again")
+                others = f"latents than {self.paths['latent_feats']}"
+                if name != "anchors":
+                    others = f"{others} or anchors than {self.paths['anchors']}"
+                raise BadInput(f"{self.paths[name]}: made from other {others}; run stage bth.prepare again")
 
     def check_latents(self, mask_only: Path | None) -> None:
-        """See that the latents, unless they are published ones, are those of a network.
+        """See that the latents, if they are there and no published ones, are those of these features.
+
+        Args:
+            mask_only: the network whose latents they must be; None: any.
 
         Raises:
-            BadInput: another run has written its own since.
+            BadInput: they are not: another run has written its own since.
         """
         path = self.paths["latent_feats"]
-        if mask_only is None or self.is_published("latent_feats"):
+        if not path.exists() or self.is_published("latent_feats"):
             return
-        if not made_from(path).startswith(network_stamp(self.settings, mask_only)):
+        if not made_from(path).endswith(features_stamp(self.settings)):
+            files = ", ".join(map(str, self.settings.config.train.features))
+            raise BadInput(f"{path}: made from other features than {files}; run stage bth.pretrain again")
+        if mask_only is not None and not made_from(path).startswith(network_stamp(self.settings, mask_only)):
             raise BadInput(f"{path}: not the latents of {mask_only}: another run has written its own since; "
                            "give runs that go on at the same time a result_weight_dir each")  # fmt: skip
 
@@ -237,13 +248,19 @@ def check_there(path: Path) -> None:
         BadInput: it is not.
     """
     if not path.exists():
-        raise BadInput(f"{path}: no such file; the stages bth.pretrain and bth.prepare make it")
+        hint = "stage bth.pretrain makes the latents, bth.prepare the other prepared files"
+        raise BadInput(f"{path}: no such file; {hint}")
 
 
 def network_stamp(settings: Settings, checkpoint: Path) -> str:
     """How a file says that it was made from this mask-only network."""
     net = load_weights(checkpoint, settings, settings.config, ("bth.pretrain",), model).net
     return f"network {digest(*net.state_dict().values())}"
+
+
+def features_stamp(settings: Settings) -> str:
+    """How a file says that it was made from these training videos: names and sizes, so files may be moved."""
+    return f"features {[(path.name, path.stat().st_size) for path in settings.config.train.features]}"
 
 
 def digest(*arrays: Tensor) -> str:

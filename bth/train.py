@@ -76,7 +76,8 @@ def train_model(settings: Settings, run: Run, mask_only: Path | None = None) -> 
             "cluster": bth.cluster_weight * pull,
         }
 
-    note = f"starts from {path or 'fresh weights'}; {store.place}"
+    start, source = path or "fresh weights", f"{len(anchors)} anchors of {prepared.paths['anchors']}"
+    note = f"starts from {start}; {source}; {store.place}"
     run.start(note, **environment(device), videos=len(store), weights=path)
     optimizer = torch.optim.Adam(net.parameters(), settings.lr, fused=True)
     passes = [Pass("pairs", draw, loss)]

@@ -61,9 +61,9 @@ class Bth:
     """Settings of BTH alone (its spec: sections 2 and 3)."""
 
     n_anchors: int = setting(2000, "anchors requested from k-means", lambda v: v >= 5, "5 or more")
-    mask_weight: float = setting(0.92, "weight of the mask loss", lambda v: v >= 0, "0 or more")
+    mask_weight: float = setting(0.92, "weight of the mask loss in bth.train", lambda v: v >= 0, "0 or more")
     neighborhood_weight: float = setting(
-        0.08, "weight of the neighbourhood loss", lambda v: v >= 0, "0 or more"
+        0.08, "weight of the neighborhood loss", lambda v: v >= 0, "0 or more"
     )
     cluster_weight: float = setting(0.8, "weight of the cluster loss", lambda v: v >= 0, "0 or more")
     lr_decay: float = setting(

@@ -11,6 +11,7 @@ import torch
 from conftest import N_TRAIN, PREPARED, contents, killed, publish, run_pipeline
 
 from bth import prepare, pretrain, train
+from bth.prepared import made_from
 
 
 class TestPreparation:
@@ -47,17 +48,19 @@ class TestPreparation:
             ("train_assit", {"pos": np.zeros((19, 3), int)}, r"integers \(20, 3\), found int64 \(19, 3\)"),
             ("sim_matrix", {"adj": np.ones((5, 5), np.float32)}, "the tags of 20 training videos, found 5"),
             ("sim_matrix", b"no HDF5 file", "sim_matrix.h5: not a readable HDF5 file"),
-            ("anchors", None, "anchors.h5: no such file; the stages bth.pretrain and bth.prepare make it"),
+            ("anchors", None, "anchors.h5: no such file; stage bth.pretrain makes the latents"),
         ],
     )  # fmt: skip
     def test_wrong_files_are_named(self, start, tmp_path, name, content, message):
         run_pipeline(start)
         path = tmp_path / f"work/weight/{name}.h5"
+        stamp = made_from(path)
         path.unlink()
         if isinstance(content, bytes):
             path.write_bytes(content)
         elif content:
             with h5py.File(path, "w") as file:
+                file.attrs["made_from"] = stamp
                 for key, array in content.items():
                     file[key] = array
         status, _, err = start("--stage", "bth.train")
@@ -94,15 +97,15 @@ class TestPreparation:
     def test_latents_must_be_there(self, start):
         status, _, err = start("--stage", "bth.prepare")
         assert status == 2
-        assert "latent_feats.h5: no such file; the stages bth.pretrain and bth.prepare make it" in err
+        assert "latent_feats.h5: no such file; stage bth.pretrain makes the latents" in err
 
     @pytest.mark.parametrize("name", ["anchors", "train_assit", "sim_matrix"])
     def test_training_names_what_is_not_there(self, start, tmp_path, name):
         run_pipeline(start)
         (tmp_path / f"work/weight/{name}.h5").unlink()
         status, _, err = start("--stage", "bth.train")
-        expected = f"error: weight/{name}.h5: no such file; the stages bth.pretrain and bth.prepare make it\n"
-        assert (status, err) == (2, expected)
+        assert (status, err.count("\n")) == (2, 1)
+        assert f"weight/{name}.h5: no such file; stage bth.pretrain makes the latents, bth.prepare" in err
 
     @pytest.mark.parametrize("published", [(), ("anchors",)])
     def test_training_refuses_what_was_made_from_other_latents(self, start, tmp_path, published):
@@ -117,7 +120,7 @@ class TestPreparation:
         status, _, err = start("--stage", "bth.train", *options)
         assert status == 2
         assert err.count("\n") == 1
-        assert re.search(r"not made from .*latent_feats.h5 and .*anchors.h5; run stage bth.prepare", err)
+        assert re.search("made from other latents than .*latent_feats.h5.*; run stage bth.prepare", err)
 
     def test_training_refuses_tags_of_other_anchors(self, start, tmp_path):
         run_pipeline(start)
@@ -127,7 +130,7 @@ class TestPreparation:
         (weight / "sim_matrix.h5").write_bytes(old)
         status, _, err = start("--stage", "bth.train")
         assert status == 2
-        assert "weight/sim_matrix.h5: not made from weight/latent_feats.h5 and weight/anchors.h5" in err
+        assert "weight/sim_matrix.h5: made from other latents than weight/latent_feats.h5 or anchors" in err
 
     @pytest.mark.parametrize("stage", ["prepare", "train"])
     def test_a_pipeline_uses_the_latents_of_its_own_network(self, start, tmp_path, monkeypatch, stage):
@@ -167,7 +170,8 @@ class TestPreparation:
         before = contents(tmp_path / "work/weight/anchors.h5")["feats"]
         assert "anchors.h5: written anew" in start("--stage", "bth.prepare", "--seed", 1)[1]
         assert not np.array_equal(contents(tmp_path / "work/weight/anchors.h5")["feats"], before)
-        os.utime(dataset.folder / "train.h5", ns=(1, 1))
+        with open(dataset.folder / "train.h5", "ab") as file:
+            file.write(b"one byte longer")
         assert "latent_feats.h5: written anew" in start("--stage", "bth.pretrain")[1]
 
     @pytest.mark.parametrize(
@@ -187,6 +191,35 @@ class TestPreparation:
             status, out, err = start("--stage", stage, f"--bth.{name}", tmp_path / "published.h5")
             assert (status, out, err.count("\n")) == (2, "", 1)
             assert re.search(f"published.h5: .*{message}", err)
+
+    def test_published_tags_are_read_to_the_end_before_training(self, start, tmp_path):
+        _, options = publish(tmp_path / "published")
+        with h5py.File(tmp_path / "published/sim_matrix.h5", "a") as file:
+            file["adj"][N_TRAIN - 1, 3] = np.nan
+        status, out, err = start("--stage", "bth.pipeline", *options)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert "'adj': expected tags of 0 and (-2, -1, 1, 2, 3)" in err
+
+    def test_published_pseudo_labels_need_their_anchors(self, start, tmp_path):
+        publish(tmp_path / "published")
+        named = ("--bth.train_assit", tmp_path / "published/train_assit.h5")
+        status, out, err = start("--stage", "bth.pipeline", *named)
+        assert (status, out) == (2, "")
+        assert "train_assit.h5: a published file, whose anchors are not those made here" in err
+
+    @pytest.mark.parametrize("stage", ["prepare", "train"])
+    def test_latents_of_other_features_are_refused(self, start, dataset, stage):
+        run_pipeline(start)
+        with open(dataset.folder / "train.h5", "ab") as file:
+            file.write(b"one byte longer")
+        status, out, err = start("--stage", f"bth.{stage}")
+        assert (status, out) == (2, "")
+        assert re.search("latent_feats.h5: made from other features than .*train.h5; run stage", err)
+
+    def test_bad_latents_begin_no_run(self, start, tmp_path):
+        assert start("--stage", "bth.pretrain")[0] == 0
+        assert start("--stage", "bth.prepare", "--hidden_size", 32)[0] == 2
+        assert not (tmp_path / "work/log/2.jsonl").exists()
 
     def test_a_file_of_another_maker_is_a_published_one(self, start, tmp_path):
         _, options = publish(tmp_path / "published")
