@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bth import model
-from bth.prepared import MIN_ANCHORS, Prepared, digest, features_stamp, make, network_stamp
+from bth.prepared import FROM_LATENTS, MIN_ANCHORS, Prepared, digest, features_stamp, make, network_stamp
 from bth.similarity import BLOCK, TagRows, similarity_blocks, write_similarity
 from cluster import kmeans, nearest
 from data import BadInput, FeatureStore, generator, progress
@@ -67,9 +67,9 @@ def train_model(settings: Settings, run: Run, mask_only: Path | None = None) -> 
     """
     n_videos = check_inputs(settings)
     prepared = Prepared(settings, n_videos)
-    prepared.check_latents(mask_only)
-    if not all(map(prepared.is_published, ("anchors", "train_assit", "sim_matrix"))):
-        _ = prepared.latents  # whatever is wrong with them shows before a run begins
+    if not all(map(prepared.is_published, FROM_LATENTS)):  # what is wrong shows before a run begins
+        prepared.check_latents(mask_only)
+        _ = prepared.latents
     if not run.is_done():  # else look again: another run may have used the same files since
         run.start(**environment(torch.device("cpu")), videos=n_videos)
     paths = prepared.paths

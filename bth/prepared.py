@@ -25,6 +25,7 @@ from engine.device import check_stop
 from engine.settings import Settings
 
 MADE_FROM = "made_from"  # the attribute
+FROM_LATENTS = ("anchors", "train_assit", "sim_matrix")  # the files that stage bth.prepare makes
 MIN_ANCHORS = max(GRAPH_SIZES)
 
 
@@ -44,7 +45,7 @@ class Prepared:
         self.settings, self.n_videos, self.hidden_size = settings, n_videos, settings.hidden_size
         self.paths = {
             name: expand(getattr(settings.bth, name) or str(folder / f"{name}.h5"))
-            for name in ("latent_feats", "anchors", "train_assit", "sim_matrix")
+            for name in ("latent_feats", *FROM_LATENTS)
         }
         for (name, path), (other, another) in itertools.combinations(self.paths.items(), 2):
             if path.resolve() == another.resolve():
@@ -122,11 +123,11 @@ class Prepared:
             BadInput: a file cannot be used, or another run has used the same files since it was made.
         """
         _, _ = self.pseudo_label, self.similarity
-        self.check_latents(mask_only)
-        for name in ("anchors", "train_assit", "sim_matrix"):
+        made_here = [name for name in FROM_LATENTS if not self.is_published(name)]
+        if made_here:
+            self.check_latents(mask_only)
+        for name in made_here:
             found = made_from(self.paths[name])
-            if found is None:
-                continue
             wanted = [] if name == "anchors" else [f"anchors {digest(self.anchors)}"]
             if self.paths["latent_feats"].exists():
                 wanted.append(f"latents {digest(self.latents)}")

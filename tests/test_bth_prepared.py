@@ -36,6 +36,8 @@ class TestPreparation:
         assert status == 0
         assert out.count("there already, taken as it is") == 3
         assert start("--stage", "bth.train", *options)[0] == 0
+        (tmp_path / "work/weight/latent_feats.h5").write_bytes(b"of no interest to it")
+        assert start("--stage", "bth.train", *options)[0] == 0
         assert before == {path: path.read_bytes() for path in folder.iterdir()}
 
     @pytest.mark.parametrize(
