@@ -204,27 +204,26 @@ def make(
 
     Args:
         path: of the file.
-        depends_on: on what, in words and digests; asked for only if it is needed.
+        depends_on: on what, in words and digests; not asked for if the file is a published one.
         write: fills the open file.
         say: tells the user which.
     """
-    replaced = path.exists()
-    if replaced:
-        found = made_from(path)
-        if found is None:
-            say(f"{path}: there already, taken as it is")
-            return
-        if found == depends_on():
-            say(f"{path}: up to date, kept")
-            return
+    found = made_from(path) if path.exists() else ""
+    if found is None:
+        say(f"{path}: there already, taken as it is")
+        return
+    stamp = depends_on()
+    if found == stamp:
+        say(f"{path}: up to date, kept")
+        return
 
     def write_stamped(temporary: Path) -> None:
         with h5py.File(temporary, "w") as file:
             write(file)
-            file.attrs[MADE_FROM] = depends_on()
+            file.attrs[MADE_FROM] = stamp
 
     write_whole(path, write_stamped)
-    say(f"{path}: written" + (" anew, the one there was made from something else" if replaced else ""))
+    say(f"{path}: written" + (" anew, the one there was made from something else" if found else ""))
 
 
 def made_from(path: Path) -> str | None:
