@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from data import progress
+from formats.files import progress
 
 BLOCK = 1024  # points whose scores against all centers stay in the processor's cache
 TOLERANCE = 1e-4  # the summed squared center shift that ends the rounds, in mean variances of a dimension

@@ -55,6 +55,35 @@ def binarize(v: Tensor) -> Tensor:
     return _Binarize.apply(v)
 
 
+def pack(codes: np.ndarray | Tensor) -> np.ndarray:
+    """Codes as bits, the form in which search engines take them; 0 counts as +1.
+
+    Args:
+        codes: in {-1, 0, +1}, (N, b).
+
+    Returns:
+        uint8, (N, ceil(b / 8)): the first bit is a byte's highest, missing bits at the end are 0.
+
+    Raises:
+        ValueError: other values or another shape.
+    """
+    (codes,) = _codes(codes)
+    return np.packbits(codes.cpu().numpy() >= 0, axis=1)
+
+
+def unpack(packed: np.ndarray, n_bits: int) -> np.ndarray:
+    """The inverse of `pack`: uint8 (N, ceil(b / 8)) to codes int8 (N, b) in {-1, +1}.
+
+    Raises:
+        ValueError: not bytes of ``n_bits`` bits.
+    """
+    packed = np.asarray(packed)
+    if packed.dtype != np.uint8 or packed.ndim != 2 or packed.shape[1] != -(-n_bits // 8):
+        expected, found = f"uint8 (N, {-(-n_bits // 8)})", f"{packed.dtype} {packed.shape}"
+        raise ValueError(f"packed codes of {n_bits} bits: expected {expected}, found {found}")
+    return 2 * np.unpackbits(packed, axis=1, count=n_bits).astype(np.int8) - 1
+
+
 def hamming_distance(query: Tensor, database: Tensor) -> Tensor:
     """Hamming distance (b - q·d) / 2 between every query and database code.
 
@@ -287,19 +316,20 @@ def _product_type(device: torch.device, bits: int) -> torch.dtype:
 # ------------------------------------------------------------------------------------------ arguments
 
 
-def _codes(query: Tensor, database: Tensor) -> tuple[Tensor, Tensor]:
-    """Check codes; return them on the query's device."""
-    query, database = torch.as_tensor(query), torch.as_tensor(database)
-    for name, codes in (("query", query), ("database", database)):
-        if codes.ndim != 2 or codes.numel() == 0:
-            raise ValueError(f"{name} codes: expected a non-empty (videos, bits), found {tuple(codes.shape)}")
-        if not all(torch.equal(part, part.sign()) for part in codes.split(COLUMNS)):
+def _codes(*codes: Tensor) -> list[Tensor]:
+    """Check codes, of the query first; return them on its device."""
+    codes = [torch.as_tensor(each) for each in codes]
+    for name, each in zip(("query", "database") if len(codes) == 2 else ("video",), codes, strict=True):
+        if each.ndim != 2 or each.numel() == 0:
+            raise ValueError(f"{name} codes: expected a non-empty (videos, bits), found {tuple(each.shape)}")
+        if not all(torch.equal(part, part.sign()) for part in each.split(COLUMNS)):
             raise ValueError(f"{name} codes: expected -1, 0 and +1 only")
-    if query.shape[1] != database.shape[1]:
+    n_bits = [each.shape[1] for each in codes]
+    if min(n_bits) != max(n_bits):
         raise ValueError(
-            f"code lengths differ: query codes have {query.shape[1]} bits, database codes {database.shape[1]}"
+            f"code lengths differ: query codes have {n_bits[0]} bits, database codes {n_bits[1]}"
         )
-    return query, database.to(query.device)
+    return [each.to(codes[0].device) for each in codes]
 
 
 def _labels(query: Tensor, database: Tensor, n_query: int, n_database: int) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data import BadInput, build_network, read_checkpoint
+from formats.files import BadInput
+from formats.weights import build_network, read_published
 from metrics import binarize
 
 N_HEADS = 4  # attention heads, encoder and decoder
@@ -440,10 +441,10 @@ def load_published(source: str | Path | Mapping, name: str = "state dict") -> WS
         name: what to call a source that is not a path in an error.
 
     Raises:
-        BadInput: the file cannot be read, or its names or weights are not those of a WSCH network.
+        BadInput: the file cannot be read, is a checkpoint of ours, or its names or weights are not those of a
+            WSCH network.
     """
-    if not isinstance(source, Mapping):
-        source, name = read_checkpoint(source), str(source)
+    source, name = read_published(source, name)
     state = source.get("berthash", source)
     if not isinstance(state, Mapping):
         raise BadInput(f"{name}: 'berthash' is no state dict")

@@ -5,12 +5,12 @@ import test
 import train
 from engine.evaluation import check_splits
 from engine.runs import Run
-from engine.settings import Settings
+from pretrain import SYSTEM, WSCHSettings
 
 STAGES = ("pretrain", "train", "test")
 
 
-def train_model(settings: Settings, first: Run, second: Run, third: Run) -> dict[int, float]:
+def train_model(settings: WSCHSettings, first: Run, second: Run, third: Run) -> dict[int, float]:
     """Pre-train, train, and print the table of both and of an untrained network.
 
     Returns:
@@ -20,7 +20,7 @@ def train_model(settings: Settings, first: Run, second: Run, third: Run) -> dict
         BadInput: any of the files cannot be used; known before the first epoch where it can be.
     """
     train.check_clusters(settings)
-    check_splits(test.SYSTEM, settings)
+    check_splits(SYSTEM, settings)
     pretrained = pretrain.train_model(settings, first)
     trained = train.train_model(settings, second, pretrained)
     return test.train_model(

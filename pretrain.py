@@ -1,21 +1,75 @@
-"""Stage 1 of WSCH: masked reconstruction of both views (spec: section 7, pretrain)."""
+"""Stage 1 of WSCH: masked reconstruction of both views (spec: section 7, pretrain).
 
+Here too, for all its stages: WSCH's settings, and what the engine needs to know of it (``SYSTEM``).
+"""
+
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from data import FeatureStore, draw_views, generator
+import model
+from data import FeatureStore, draw_views, generator, n_hidden_frames
 from engine.device import environment, open_device
 from engine.feed import Batch, Fetch, open_training_set
 from engine.loop import Pass, Stage, run_stage
 from engine.runs import Run
-from engine.settings import Settings
+from engine.settings import Settings, not_negative, positive, ratio, setting, size
+from engine.systems import System
 from model import WSCH, reconstruction_loss
 
 
-def train_model(settings: Settings, run: Run) -> Path:
+@dataclass(frozen=True)
+class Cfg:
+    """Hyper-parameters of WSCH's training (spec: section 7)."""
+
+    a: float = setting(0.02, "weight of the cluster loss", not_negative, "0 or more")
+    b: float = setting(1.0, "weight of the contrastive loss", not_negative, "0 or more")
+    clus_temperature: float = setting(0.2, "temperature of the cluster loss", positive, "above 0")
+    n_clusters: int = setting(800, "centers of the k-means over hash codes", positive, "1 or more")
+    temperature: float = setting(0.5, "temperature of the contrastive loss", positive, "above 0")
+    tau_plus: float = setting(0.1, "prior probability of a false negative", ratio, "0 <= tau_plus < 1")
+    p1: float = setting(0.9, "mask ratio of pre-training and clustering", ratio, "0 <= p1 < 1")
+    p2: float = setting(0.6, "mask ratio of the two training passes", ratio, "0 <= p2 < 1")
+
+
+@dataclass(frozen=True)
+class WSCHSettings(Settings):
+    """The settings of WSCH; those that stand in ``Settings`` alone have its published values too."""
+
+    block: ClassVar[str] = "run"
+    fresh_stages: ClassVar[tuple[str, ...]] = ("pipeline", "pretrain")
+
+    hidden_size: int = setting(1024, "width H of the encoder", size, "a multiple of 64")
+    decoder_size: int = setting(
+        1024, "width H' of the decoder", lambda v: v > 0 and v % 4 == 0, "a multiple of 4"
+    )
+    cfg: Cfg = field(default_factory=Cfg)
+
+    def problems(self) -> list[str]:
+        """What is wrong with settings that are each right by themselves."""
+        problems = super().problems()
+        n_frames = self.config.max_frames
+        if self.hidden_size % 64:
+            problems.append(
+                f"'hidden_size' must be a multiple of 64 (the encoder's width, not the feature's "
+                f"{self.config.feature_size}), found {self.hidden_size}"
+            )
+        for name in {"pretrain": ("p1",), "test": ()}.get(self.stage, ("p1", "p2")):
+            p = getattr(self.cfg, name)
+            hidden = n_hidden_frames(n_frames, p)
+            if not 0 < hidden < n_frames:
+                problems.append(
+                    f"'cfg.{name}' = {p} hides {hidden} of {n_frames} frames: at least one must be hidden "
+                    "and one visible"
+                )
+        return problems
+
+
+def train_model(settings: WSCHSettings, run: Run) -> Path:
     """Pre-train a network from fresh weights.
 
     Returns:
@@ -40,7 +94,7 @@ def train_model(settings: Settings, run: Run) -> Path:
     return run.end()
 
 
-def fresh_network(settings: Settings, input_size: int) -> WSCH:
+def fresh_network(settings: WSCHSettings, input_size: int) -> WSCH:
     """A network with the initial weights of the seed, the same for every stage."""
     torch.manual_seed(generator(settings.seed, "weights").integers(2**62))
     net = WSCH(input_size, settings.hidden_size, settings.decoder_size, settings.hashcode_size,
@@ -62,3 +116,14 @@ def masked(store: FeatureStore, mask_ratio: float):
         return fetch
 
     return draw
+
+
+SYSTEM = System(
+    name="WSCH",
+    settings=WSCHSettings,
+    stages=("pipeline", "pretrain", "train", "test"),
+    tested=("train", "pretrain"),
+    ks=(5, 20, 40, 60, 80, 100),
+    network=model,
+    fresh_network=fresh_network,
+)

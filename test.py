@@ -6,17 +6,13 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import model
-from engine.evaluation import System, run_test
+from engine.evaluation import run_test
 from engine.runs import Run
-from engine.settings import Settings
-from pretrain import fresh_network
-
-SYSTEM = System("WSCH", (5, 20, 40, 60, 80, 100), ("train", "pretrain"), model, fresh_network)
+from pretrain import SYSTEM, WSCHSettings
 
 
 def train_model(
-    settings: Settings, run: Run, weights: Mapping[str, Path | None] | None = None
+    settings: WSCHSettings, run: Run, weights: Mapping[str, Path | None] | None = None
 ) -> dict[int, float]:
     """Test one network of WSCH or several; arguments, result and errors as in ``run_test``."""
     return run_test(SYSTEM, settings, run, weights)

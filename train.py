@@ -8,20 +8,20 @@ from torch import Tensor
 
 import model
 from cluster import kmeans
-from data import BadInput, draw_views
+from data import draw_views
 from engine.checkpoint import find_weights, load_moments, load_weights
 from engine.device import environment, open_device
 from engine.feed import count_training_videos, encode, open_training_set
 from engine.loop import Pass, Stage, Step, run_stage
 from engine.runs import Run
-from engine.settings import Settings
+from formats.files import BadInput
 from model import cluster_loss, contrastive_loss, reconstruction_loss
-from pretrain import masked
+from pretrain import WSCHSettings, masked
 
 STARTS_FROM = ("pretrain",)
 
 
-def train_model(settings: Settings, run: Run, pretrained: Path | None = None) -> Path:
+def train_model(settings: WSCHSettings, run: Run, pretrained: Path | None = None) -> Path:
     """Train a pre-trained network, its Adam moments carried on.
 
     Args:
@@ -38,9 +38,9 @@ def train_model(settings: Settings, run: Run, pretrained: Path | None = None) ->
     """
     if run.is_done():
         return run.end()
-    config, cfg, device = settings.config, settings.cfg, open_device(settings)
+    cfg, device = settings.cfg, open_device(settings)
     path = Path(pretrained or run.started_with("weights") or find_weights(settings, STARTS_FROM))
-    weights = load_weights(path, settings, config, STARTS_FROM, model, to_train=True)
+    weights = load_weights(path, settings, STARTS_FROM, model, to_train=True)
     check_clusters(settings)
     store = open_training_set(settings, device)
     net = weights.net
@@ -97,7 +97,7 @@ def train_model(settings: Settings, run: Run, pretrained: Path | None = None) ->
     return run.end()
 
 
-def check_clusters(settings: Settings) -> None:
+def check_clusters(settings: WSCHSettings) -> None:
     """Compare the number of centers with that of codes.
 
     Raises:

@@ -21,7 +21,7 @@ import model
 from bench import direct
 from bench.machine import describe, interleaved, measured
 from data import draw_views, generator, n_hidden_frames
-from engine.settings import Cfg
+from pretrain import Cfg
 
 PUBLISHED = (4096, 1024, 1024, 64, 800)  # D, H, H', bits, n_clusters
 FCVID_VIDEOS, N_FRAMES, BATCH = 45_585, 25, 128

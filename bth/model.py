@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data import BadInput, build_network, read_checkpoint
+from formats.files import BadInput
+from formats.weights import build_network, read_published
 from metrics import binarize
 
 DROPOUT = 0.1
@@ -272,10 +273,10 @@ def load_published(source: str | Path | Mapping, name: str = "state dict") -> BT
         name: what to call a source that is not a path in an error.
 
     Raises:
-        BadInput: the file cannot be read, or its names or weights are not those of a BTH network.
+        BadInput: the file cannot be read, is a checkpoint of ours, or its names or weights are not those of a
+            BTH network.
     """
-    if not isinstance(source, Mapping):
-        source, name = read_checkpoint(source), str(source)
+    source, name = read_published(source, name)
     state = {key: value for key, value in source.items() if key not in _IGNORED}
     return build_network(_sized, state, PUBLISHED_NAMES, name)
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from bth.similarity import BLOCK, Similarity
-from data import progress
 from engine.device import check_stop
+from formats.files import progress
 
 SIMILAR, DISSIMILAR = 1, 2  # the tags that are drawn; 0, not stored, stands in for a missing 2
 DISTURBED = 0.15  # probability that a frame is disturbed ...

@@ -1,14 +1,14 @@
 """The whole of BTH: mask-only training, preparation, full training and test in turn."""
 
 from bth import prepare, pretrain, test, train
+from bth.settings import SYSTEM, BTHSettings
 from engine.evaluation import check_splits
 from engine.runs import Run
-from engine.settings import Settings
 
 STAGES = ("bth.pretrain", "bth.prepare", "bth.train", "bth.test")
 
 
-def train_model(settings: Settings, first: Run, second: Run, third: Run, fourth: Run) -> dict[int, float]:
+def train_model(settings: BTHSettings, first: Run, second: Run, third: Run, fourth: Run) -> dict[int, float]:
     """Run the four stages and print the table of both trained networks and of an untrained one.
 
     Returns:
@@ -18,7 +18,7 @@ def train_model(settings: Settings, first: Run, second: Run, third: Run, fourth:
         BadInput: any of the files cannot be used; known before the first epoch where it can be.
     """
     prepare.check_inputs(settings)
-    check_splits(test.SYSTEM, settings)
+    check_splits(SYSTEM, settings)
     mask_only = pretrain.train_model(settings, first)
     prepare.train_model(settings, second, mask_only)
     trained = train.train_model(settings, third, mask_only)

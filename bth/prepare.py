@@ -17,21 +17,22 @@ from torch import Tensor
 
 from bth import model
 from bth.prepared import FROM_LATENTS, MIN_ANCHORS, Prepared, digest, features_stamp, make, network_stamp
+from bth.settings import BTHSettings
 from bth.similarity import BLOCK, TagRows, similarity_blocks, write_similarity
 from cluster import kmeans, nearest
-from data import BadInput, FeatureStore, generator, progress
+from data import FeatureStore, generator
 from engine.checkpoint import load_weights
 from engine.device import check_stop, environment, open_device
 from engine.feed import count_training_videos, encode
-from engine.runs import Run, check_folder
-from engine.settings import Settings
+from engine.runs import Run
+from formats.files import BadInput, check_folder, progress
 
 MAX_UPDATES = 16  # rounds of k-means
 SPARE = 3  # anchors looked at beyond the nearest k, for what float32 rounds away
 
 
 def write_latents(
-    settings: Settings, store: FeatureStore, checkpoint: Path, say: Callable[[str], None]
+    settings: BTHSettings, store: FeatureStore, checkpoint: Path, say: Callable[[str], None]
 ) -> None:
     """Step 1: ``latent_feats.h5``, the mean hidden frame of every training video.
 
@@ -47,14 +48,14 @@ def write_latents(
 
     def write(file: h5py.File) -> None:
         device = open_device(settings)
-        net = load_weights(checkpoint, settings, settings.config, ("bth.pretrain",), model).net.to(device)
+        net = load_weights(checkpoint, settings, ("bth.pretrain",), model).net.to(device)
         latents = encode(store, lambda frames, _: net.latent(frames), device, settings, "latent features")
         file["feats"] = latents.numpy()
 
     make(Prepared(settings, len(store)).paths["latent_feats"], depends_on, write, say)
 
 
-def train_model(settings: Settings, run: Run, mask_only: Path | None = None) -> None:
+def train_model(settings: BTHSettings, run: Run, mask_only: Path | None = None) -> None:
     """Steps 2 to 4: ``anchors.h5``, ``train_assit.h5`` and ``sim_matrix.h5``.
 
     Args:
@@ -118,7 +119,7 @@ def with_progress(blocks: Iterator[TagRows], n_videos: int) -> Iterator[TagRows]
             check_stop()
 
 
-def check_inputs(settings: Settings) -> int:
+def check_inputs(settings: BTHSettings) -> int:
     """See what can be seen before training; returns the number of training videos.
 
     Raises:

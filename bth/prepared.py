@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from bth import model
+from bth.settings import BTHSettings
 from bth.similarity import BLOCK, GRAPH_SIZES, Similarity
-from data import BadInput, expand, progress, write_whole
 from engine.checkpoint import load_weights
 from engine.device import check_stop
-from engine.settings import Settings
+from formats.files import BadInput, expand, progress, write_whole
 
 MADE_FROM = "made_from"  # the attribute
 FROM_LATENTS = ("anchors", "train_assit", "sim_matrix")  # the files that stage bth.prepare makes
@@ -40,7 +40,7 @@ class Prepared:
         BadInput: two of them are the same file.
     """
 
-    def __init__(self, settings: Settings, n_videos: int):
+    def __init__(self, settings: BTHSettings, n_videos: int):
         folder = expand(settings.result_weight_dir)
         self.settings, self.n_videos, self.hidden_size = settings, n_videos, settings.hidden_size
         self.paths = {
@@ -252,13 +252,13 @@ def check_there(path: Path) -> None:
         raise BadInput(f"{path}: no such file; {hint}")
 
 
-def network_stamp(settings: Settings, checkpoint: Path) -> str:
+def network_stamp(settings: BTHSettings, checkpoint: Path) -> str:
     """How a file says that it was made from this mask-only network."""
-    net = load_weights(checkpoint, settings, settings.config, ("bth.pretrain",), model).net
+    net = load_weights(checkpoint, settings, ("bth.pretrain",), model).net
     return f"network {digest(*net.state_dict().values())}"
 
 
-def features_stamp(settings: Settings) -> str:
+def features_stamp(settings: BTHSettings) -> str:
     """How a file says that it was made from these training videos: names and sizes, so files may be moved."""
     return f"features {[(path.name, path.stat().st_size) for path in settings.config.train.features]}"
 

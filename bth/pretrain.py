@@ -1,24 +1,23 @@
 """Stage 1 of BTH: the mask loss alone; leaves the latents of the training videos (spec: section 2)."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bth.model import BTH, mask_loss
+from bth.model import mask_loss
 from bth.pairs import draw_disturbance, read_disturbed
 from bth.prepare import write_latents
-from data import generator, open_store
+from bth.settings import BTHSettings, fresh_network, learning_rate
+from data import open_store
 from engine.device import environment, open_device
 from engine.feed import Batch, Fetch, open_training_set
 from engine.loop import Pass, Stage, run_stage
 from engine.runs import Run
-from engine.settings import Settings
 
 
-def train_model(settings: Settings, run: Run) -> Path:
+def train_model(settings: BTHSettings, run: Run) -> Path:
     """Train a fresh network on single disturbed videos, then write ``latent_feats.h5``.
 
     Returns:
@@ -52,18 +51,3 @@ def train_model(settings: Settings, run: Run) -> Path:
     run_stage(run, Stage(net, optimizer, store, passes, settings.max_iter[0], learning_rate(settings)))
     write_latents(settings, store, run.weights, run.say)
     return run.end()
-
-
-def fresh_network(settings: Settings, input_size: int, stage: str = "bth.train") -> BTH:
-    """A network with the initial weights of (seed, stage), different ones for the two training stages."""
-    torch.manual_seed(generator(settings.seed, stage).integers(2**62))
-    net = BTH(input_size, settings.hidden_size, settings.hashcode_size)
-    net.bfloat16 = settings.precision == "bfloat16"
-    return net
-
-
-def learning_rate(settings: Settings) -> Callable[[int], float]:
-    """``max(lr * decay^(epoch // decay_epochs), lr_min)``, the epoch counted from 0; never above ``lr``."""
-    bth = settings.bth
-    least = min(bth.lr_min, settings.lr)  # Differs: a smaller lr than the published floor stays as it is
-    return lambda epoch: max(settings.lr * bth.lr_decay ** (epoch // bth.lr_decay_epochs), least)

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import scipy.sparse
 
-from data import BadInput
+from formats.files import BadInput
 
 GRAPH_SIZES = (3, 4, 5)  # k: the nearest anchors that a video is tied to in each anchor graph
 THRESHOLD = 1e-5  # of S_k

@@ -3,17 +3,13 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from bth import model
-from bth.pretrain import fresh_network
-from engine.evaluation import System, run_test
+from bth.settings import SYSTEM, BTHSettings
+from engine.evaluation import run_test
 from engine.runs import Run
-from engine.settings import Settings
-
-SYSTEM = System("BTH", (5, 10, 20, 40, 60, 80, 100), ("bth.train", "bth.pretrain"), model, fresh_network)
 
 
 def train_model(
-    settings: Settings, run: Run, weights: Mapping[str, Path | None] | None = None
+    settings: BTHSettings, run: Run, weights: Mapping[str, Path | None] | None = None
 ) -> dict[int, float]:
     """Test one network of BTH or several; arguments, result and errors as in ``run_test``."""
     return run_test(SYSTEM, settings, run, weights)

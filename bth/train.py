@@ -10,18 +10,17 @@ from bth import model
 from bth.model import cluster_loss, mask_loss, neighborhood_loss
 from bth.pairs import draw_disturbance, draw_pairs, read_disturbed
 from bth.prepared import Prepared
-from bth.pretrain import fresh_network, learning_rate
+from bth.settings import BTHSettings, fresh_network, learning_rate
 from engine.checkpoint import find_weights, load_weights
 from engine.device import environment, open_device
 from engine.feed import Batch, Fetch, open_training_set
 from engine.loop import Pass, Stage, run_stage
 from engine.runs import Run
-from engine.settings import Settings
 
 STARTS_FROM = ("bth.pretrain", "bth.train")
 
 
-def train_model(settings: Settings, run: Run, mask_only: Path | None = None) -> Path:
+def train_model(settings: BTHSettings, run: Run, mask_only: Path | None = None) -> Path:
     """Train on pairs, from fresh weights as published, or from those of ``weight_path``.
 
     Args:
@@ -48,7 +47,7 @@ def train_model(settings: Settings, run: Run, mask_only: Path | None = None) -> 
     if path is None:
         net = fresh_network(settings, config.feature_size)
     else:
-        net = load_weights(Path(path), settings, config, STARTS_FROM, model, to_train=True).net
+        net = load_weights(Path(path), settings, STARTS_FROM, model, to_train=True).net
         net.bfloat16 = settings.precision == "bfloat16"
     net.to(device)
 

@@ -15,8 +15,9 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from data import BadInput, DatasetConfig, checked_weight, expand, read_checkpoint, write_whole
 from engine.settings import Settings
+from formats.files import BadInput, expand, write_whole
+from formats.weights import checked_weight, read_checkpoint
 
 
 @dataclass(frozen=True)
@@ -64,19 +65,18 @@ def find_weights(settings: Settings, stages: tuple[str, ...]) -> Path:
 def load_weights(
     path: Path,
     settings: Settings,
-    config: DatasetConfig,
     stages: tuple[str, ...],
-    system: ModuleType,
+    network: ModuleType,
     to_train: bool = False,
 ) -> Weights:
     """Read a network, ours or published, every size off its weights; what contradicts the settings is named.
 
     Args:
         path: the checkpoint.
-        settings: of the run; a size that the user or the dataset JSON stated must be the checkpoint's.
-        config: the dataset, whose features must be as wide.
+        settings: of the run; a size that the user or the dataset JSON stated must be the checkpoint's, and
+            the dataset's features must be as wide.
         stages: the stages whose checkpoints are accepted.
-        system: the module of the network, ``model`` or ``bth.model``.
+        network: its module, with ``load_published`` and ``from_state``.
         to_train: the run goes on training it: the sizes that are defaults must be the checkpoint's too.
 
     Raises:
@@ -85,21 +85,21 @@ def load_weights(
     content = read_checkpoint(path)
     stage = content.get("stage")
     if "stage" not in content:
-        net = system.load_published(content, str(path))
+        net = network.load_published(content, str(path))
     elif stage not in stages:
         raise BadInput(f"{path}: a checkpoint of stage {stage}, expected one of {' or '.join(stages)}")
     elif not isinstance(content.get("optimizer"), Mapping):
         raise BadInput(f"{path}: no state of the optimizer")
     else:
-        net = system.from_state(content.get("model"), str(path))
-    sizes = net.sizes
+        net = network.from_state(content.get("model"), str(path))
+    sizes, config = net.sizes, settings.config
     problems = []
     if sizes["input_size"] != config.feature_size:
         problems.append(
             f"its features are {sizes['input_size']} wide, those of {config.path} {config.feature_size}"
         )
     for name in sizes.keys() - {"input_size"}:
-        wanted = settings.cfg.n_clusters if name == "cfg.n_clusters" else getattr(settings, name)
+        wanted = settings.get(name)
         if sizes[name] != wanted and (to_train or name in settings.given):
             problems.append(f"its {name} is {sizes[name]}, the settings say {wanted}")
     if problems:

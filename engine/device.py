@@ -8,26 +8,37 @@ from types import FrameType
 
 import torch
 
-from data import BadInput
 from engine.settings import Settings
+from formats.files import BadInput
 
 
 def open_device(settings: Settings) -> torch.device:
-    """The device of a setting: ``auto`` takes CUDA, then MPS, then the CPU.
+    """The device of a run, set up as it asks for.
+
+    Raises:
+        BadInput: the device that was asked for is not there.
+    """
+    device = find_device(settings.device)
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = settings.tf32
+    return device
+
+
+def find_device(name: str) -> torch.device:
+    """A device by name: ``auto`` takes CUDA, then MPS, then the CPU.
 
     Raises:
         BadInput: the device that was asked for is not there.
     """
     available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
-    name = settings.device
     if name == "auto":
         name = next(name for name, is_there in available.items() if is_there())
+    elif name not in available:
+        raise BadInput(f"'device' must be auto, cpu, cuda or mps, found {name}")
     elif not available[name]():
         raise BadInput(
             f"'device' is {name}, but this machine has none that PyTorch {torch.__version__} can use"
         )
-    if name == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = settings.tf32
     return torch.device(name)
 
 

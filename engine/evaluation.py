@@ -1,33 +1,25 @@
-"""The test of both systems: encode database and queries, rank, print the table beside the published row."""
+"""The test of every system: encode database and queries, rank, print the table beside the published row."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data import BadInput, FeatureStore, load_labels, open_store, read_json
+from data import FeatureStore, open_store
 from engine.checkpoint import find_weights, load_weights
 from engine.device import check_stop, environment, open_device
 from engine.feed import encode
 from engine.runs import Run
 from engine.settings import Settings
+from engine.systems import System
+from formats.files import BadInput, read_json
+from formats.labels import load_labels
 from metrics import Evaluation, evaluate
 
 PUBLISHED = Path(__file__).parents[1] / "Json" / "published.json"
-
-
-class System(NamedTuple):
-    """What differs between the tests of the two systems."""
-
-    name: str  # as in Json/published.json
-    ks: tuple[int, ...]  # the cuts of mAP@K that were published
-    stages: tuple[str, ...]  # whose checkpoints can be tested
-    module: ModuleType  # of the network
-    fresh_network: Callable[[Settings, int], nn.Module]  # before training, from settings and feature width
 
 
 class Splits(NamedTuple):
@@ -78,7 +70,7 @@ def run_test(
     """Test one network, or several beside each other.
 
     Args:
-        system: WSCH or BTH.
+        system: whose networks they are.
         settings: of the run.
         run: where to log.
         weights: checkpoints by the name of their row, the one to judge first; None as a checkpoint: a network
@@ -95,10 +87,10 @@ def run_test(
     device, config = open_device(settings), settings.config
     splits = open_splits(system, settings)
     if not weights and not (weights := run.started_with("weights")):
-        found = find_weights(settings, system.stages)
+        found = find_weights(settings, system.tested)
         weights = {found.name: found}
     nets = {
-        name: load_weights(Path(path), settings, config, system.stages, system.module).net
+        name: load_weights(Path(path), settings, system.tested, system.network).net
         if path
         else system.fresh_network(settings, config.feature_size)
         for name, path in weights.items()

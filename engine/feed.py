@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data import DatasetConfig, FeatureStore, expand, open_store, progress
+from data import FeatureStore, open_store
 from engine.device import check_stop
 from engine.settings import Settings
+from formats.dataset import DatasetConfig
+from formats.files import expand, progress
 
 Batch = tuple[Tensor, ...]
 Fetch = Callable[[slice], Batch]  # the batch that stands at these places in the order of a pass

@@ -6,12 +6,15 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import Field
 from typing import Any
 
-from data import BadInput, clean_temporaries, expand, unknown_keys
+from engine.demo import make_demo
 from engine.device import STOP, Interrupted
 from engine.runs import Launch, find_unfinished, jsonl
-from engine.settings import BTH_PUBLISHED, FIELDS, Settings, differences, resolve
+from engine.settings import Settings, differences, fields
+from engine.systems import System, resolve, stage_names, system_of
+from formats.files import BadInput, clean_temporaries, expand, unknown_keys
 
 
 def launch(train_model: Callable, form: Mapping[str, Any], arguments: list[str]) -> int:
@@ -28,9 +31,11 @@ def launch(train_model: Callable, form: Mapping[str, Any], arguments: list[str])
     runs: Launch | None = None
     with STOP:
         try:
-            options, resume = parse(arguments, form)
             form = {"stage": train_model.__module__, **form}
-            runs = resumed(form, options, resume) if resume is not None else started(form, options)
+            first = first_look(arguments)
+            begin = started if first.resume is None else resumed
+            runs = begin(form, arguments, first)
+            make_demo(runs.settings.config)
             importlib.import_module(runs.settings.stage).train_model(runs.settings, *runs.runs)
             return 0
         except (BadInput, OSError) as error:  # a folder removed while running, a name too long, ...
@@ -44,17 +49,18 @@ def launch(train_model: Callable, form: Mapping[str, Any], arguments: list[str])
             return 128 + number
 
 
-def started(form: Mapping[str, Any], options: Mapping[str, Any]) -> Launch:
+def started(form: Mapping[str, Any], arguments: list[str], first: argparse.Namespace) -> Launch:
     """A new launch; an unfinished one is mentioned."""
+    options = parse(arguments, form, system_of(first.stage or form["stage"]))
     settings = resolve(form, options)
-    stages = importlib.import_module(settings.stage)
     if (log_dir := expand(settings.result_log_dir)).is_dir() and (found := find_unfinished(log_dir)):
         record, lock = found
         lock.close()
-        first = record["runs"][0]
-        print(f"run {first} ({record['settings']['stage']}) is unfinished; {how_to_resume(first, settings)}, "
-              f"to forget it: delete {jsonl(log_dir, first)}")  # fmt: skip
-    return Launch(settings, getattr(stages, "STAGES", (settings.stage,)), dict(options))
+        number, stage = record["runs"][0], record["settings"]["stage"]
+        print(f"run {number} ({stage}) is unfinished; {how_to_resume(number, settings)}, "
+              f"to forget it: delete {jsonl(log_dir, number)}")  # fmt: skip
+    stages = importlib.import_module(settings.stage)
+    return Launch(settings, getattr(stages, "STAGES", (settings.stage,)), options)
 
 
 def how_to_resume(number: int, settings: Settings) -> str:
@@ -64,50 +70,75 @@ def how_to_resume(number: int, settings: Settings) -> str:
     return f"to go on with it: python run.py --resume {number}{where}"
 
 
-def resumed(form: Mapping[str, Any], options: dict[str, Any], number: int) -> Launch:
-    """The launch to go on with: its own options again, and the same settings.
+def resumed(form: Mapping[str, Any], arguments: list[str], first: argparse.Namespace) -> Launch:
+    """The launch to go on with: its own options again, the same settings, the same dataset.
 
     Raises:
-        BadInput: there is none, or the settings are not those it was started with.
+        BadInput: there is none, or settings or dataset are not those it was started with.
     """
-    log_dir = expand(options.get("result_log_dir") or form.get("result_log_dir") or Settings.result_log_dir)
-    found = find_unfinished(log_dir, number or None)
+    log_dir = expand(first.result_log_dir or form.get("result_log_dir") or Settings.result_log_dir)
+    found = find_unfinished(log_dir, first.resume or None)
     if not found:
         raise BadInput(f"--resume: no unfinished run in {log_dir}")
     record, lock = found
     for folder in (log_dir, expand(record["settings"]["result_weight_dir"])):
         clean_temporaries(folder)
-    stage = {"stage": record["settings"]["stage"]}
-    settings = resolve({**form, **stage}, {**record["options"], **options})
-    if changed := differences(record["settings"], settings.as_dict()):
+    stage = record["settings"]["stage"]
+    system = system_of(stage)
+    known = fields(system.settings)
+    options = {name: value for name, value in record["options"].items() if name in known}
+    options |= parse(arguments, form, system)
+    settings = resolve({**form, "stage": stage}, options)
+    changed = settings.changes_since(record["settings"])
+    if "dataset" in record:  # logs of older versions lack it
+        changed += differences(record["dataset"], settings.config.facts)
+    if changed:
         raise BadInput(
             f"--resume: run {record['runs'][0]} was started with other settings: {'; '.join(changed)}"
         )
     return Launch(settings, tuple(record["stages"]), record["options"], tuple(record["runs"]), lock)
 
 
-def parse(arguments: list[str], form: Mapping[str, Any]) -> tuple[dict[str, Any], int | None]:
-    """Options by dotted name, and what ``--resume`` says: None, 0 for the newest run, or a number.
+def first_look(arguments: list[str]) -> argparse.Namespace:
+    """What decides which other options there are: ``stage``, ``resume`` and the folder of the logs.
+
+    Raises:
+        BadInput: one of these lacks its value.
+    """
+    parser = Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--stage")
+    parser.add_argument("--result_log_dir")
+    add_resume(parser)
+    return parser.parse_known_args(arguments)[0]
+
+
+def add_resume(parser: argparse.ArgumentParser) -> None:
+    """The option ``--resume``: absent, 0 for the newest run, or a number."""
+    parser.add_argument("--resume", nargs="?", type=int, const=0, metavar="RUN",
+                        help="go on with the newest unfinished run, or with this one")  # fmt: skip
+
+
+def parse(arguments: list[str], form: Mapping[str, Any], system: System) -> dict[str, Any]:
+    """The options of a stage by dotted name; ``--help`` explains them and ends the program.
 
     Raises:
         BadInput: an option is unknown or lacks its value.
     """
     parser = Parser(
         usage="python run.py [--resume [RUN]] [--SETTING VALUE ...]",
-        description="Train and test WSCH or BTH. Every setting on top of run.py is an option too; an option "
-        "wins over run.py, that over the dataset JSON, that over the default.",
+        description=f"The settings of {system.name}; --stage is one of {', '.join(stage_names())} "
+        "(--help explains the system's of --stage).\nEvery setting on top of run.py is an option too; an "
+        "option wins over run.py,\nthat over the dataset JSON, that over the default.",
         allow_abbrev=False,
         formatter_class=argparse.RawTextHelpFormatter,
     )
-    parser.add_argument("--resume", nargs="?", type=int, const=0, metavar="RUN",
-                        help="go on with the newest unfinished run, or with this one")  # fmt: skip
-    for name, item in FIELDS.items():
+    add_resume(parser)
+    known = fields(system.settings)
+    for name, item in known.items():
         group, _, key = name.rpartition(".")
         stated = (form.get(group) or {}).get(key) if group else form.get(name)
-        default = show(item.default) if stated is None else show(stated)
+        default = show(item.default if stated is None else stated)
         text = f"{item.metadata['description']}\ndefault: {default}"
-        if stated is None and key in BTH_PUBLISHED and not group:
-            text += f" (BTH: {show(BTH_PUBLISHED[key])})"
         parser.add_argument(f"--{name}", metavar=key.upper(), nargs=2 if name == "max_iter" else None,
                             help=text.replace("%", "%%"))  # fmt: skip
     found, unknown = parser.parse_known_args(arguments)
@@ -115,10 +146,11 @@ def parse(arguments: list[str], form: Mapping[str, Any]) -> tuple[dict[str, Any]
         if not unknown[0].startswith("--"):
             raise BadInput(f"unexpected argument '{unknown[0]}' (see python run.py --help)")
         keys = [each.removeprefix("--").partition("=")[0] for each in unknown if each.startswith("--")]
-        raise BadInput("; ".join(unknown_keys(keys, [*FIELDS, "resume"], "--")))
+        problems = unknown_keys(keys, [*known, "resume"], "--")
+        raise BadInput(f"{'; '.join(problems)}, as {system.name} has it: see python run.py --help")
     values = vars(found)
-    resume = values.pop("resume")
-    return {name: value_of(name, text) for name, text in values.items() if text is not None}, resume
+    del values["resume"]
+    return {name: value_of(known[name], text) for name, text in values.items() if text is not None}
 
 
 class Parser(argparse.ArgumentParser):
@@ -129,11 +161,11 @@ class Parser(argparse.ArgumentParser):
         raise BadInput(f"{message} (see python run.py --help)")
 
 
-def value_of(name: str, text: str | list[str]) -> Any:
+def value_of(item: Field, text: str | list[str]) -> Any:
     """The value that an option's text stands for: a number, true or false, else the text itself."""
     if isinstance(text, list):
-        return [value_of(name, each) for each in text]
-    if FIELDS[name].type in (str, str | None):
+        return [value_of(item, each) for each in text]
+    if item.type in (str, str | None):
         return text
     try:
         return json.loads(text.lower())

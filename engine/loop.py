@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data import BadInput, FeatureStore, generator, progress, read_checkpoint
+from data import FeatureStore, generator
 from engine.checkpoint import load_moments, save_checkpoint
 from engine.device import STOP, check_stop
 from engine.feed import Fetch, read_ahead, to_device
 from engine.runs import Run
 from engine.settings import differences
+from formats.files import BadInput, progress
+from formats.weights import read_checkpoint
 
 
 @dataclass(frozen=True)
@@ -246,7 +248,7 @@ class Loop:
         if content.keys() != self.content().keys() or content["stage"] != self.log.stage:
             raise BadInput(f"{path}: not a checkpoint of {self.log.stage} under way")
         try:
-            changed = differences(content["settings"], self.settings.as_dict())
+            changed = self.settings.changes_since(content["settings"])
             changed += differences(content["inputs"], self.inputs)
             if changed:
                 raise BadInput(f"{path}: a checkpoint of another run: {'; '.join(changed)}")

@@ -18,8 +18,8 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from data import BadInput, clean_temporaries, expand, write_whole
 from engine.settings import Settings
+from formats.files import BadInput, check_folder, clean_temporaries, expand, write_whole
 
 
 @dataclass
@@ -61,7 +61,8 @@ class Launch:
             first = max(used, default=0) + 1
             self.numbers = tuple(range(first, first + len(self.stages)))
             record = {"event": "reserved", "time": now(), "runs": self.numbers, "stages": self.stages,
-                      "options": self.options, "settings": self.settings.as_dict()}  # fmt: skip
+                      "options": self.options, "settings": self.settings.as_dict(),
+                      "dataset": self.settings.config.facts}  # fmt: skip
             line = json.dumps(record) + "\n"
             write_whole(jsonl(self.log_dir, first), lambda path: path.write_text(line, encoding="utf-8"))
             self.lock = take_lock(self.log_dir, first, wait=True)
@@ -111,18 +112,6 @@ def is_record(record: Any) -> bool:
     lists = isinstance(runs, list) and isinstance(stages, list) and len(runs) == len(stages) > 0
     objects = all(isinstance(record.get(key), dict) for key in ("options", "settings"))
     return lists and objects and all(type(n) is int for n in runs) and all(isinstance(s, str) for s in stages)
-
-
-def check_folder(path: Path) -> None:
-    """See whether a folder can be made or written to, without doing it.
-
-    Raises:
-        BadInput: it cannot.
-    """
-    there = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        problem = "no permission to write" if there.is_dir() else "a file is in the way"
-        raise BadInput(f"{path}: cannot be written to: {problem} ({there})")
 
 
 @contextlib.contextmanager

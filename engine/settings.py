@@ -1,20 +1,20 @@
-"""Settings of a run: where each comes from, what it may be, and all that is wrong with them at once.
+"""What a setting may be: the settings that every system has, and the reading of values for any of them.
 
-An option of the command line wins over the top of run.py, that over the dataset JSON's block (``run`` for
-WSCH, ``bth`` for BTH), and that over the published value, which stands here.
+A system adds its own in a subclass of ``Settings`` whose defaults are its published values. Where the values
+of a run come from stands in ``engine/systems.py``.
 """
 
-import contextlib
 import dataclasses
+import functools
 import json
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from data import BadInput, DatasetConfig, load_config, make_demo, n_hidden_frames, read_json, unknown_keys
+from formats.dataset import DatasetConfig
+from formats.files import unknown_keys
 
 
 def setting(
@@ -42,53 +42,24 @@ def ratio(value: float) -> bool:
     return 0 <= value < 1
 
 
-@dataclass(frozen=True)
-class Cfg:
-    """Hyper-parameters of WSCH's training (spec: section 7)."""
-
-    a: float = setting(0.02, "weight of the cluster loss", lambda v: v >= 0, "0 or more")
-    b: float = setting(1.0, "weight of the contrastive loss", lambda v: v >= 0, "0 or more")
-    clus_temperature: float = setting(0.2, "temperature of the cluster loss", positive, "above 0")
-    n_clusters: int = setting(800, "centers of the k-means over hash codes", positive, "1 or more")
-    temperature: float = setting(0.5, "temperature of the contrastive loss", positive, "above 0")
-    tau_plus: float = setting(0.1, "prior probability of a false negative", ratio, "0 <= tau_plus < 1")
-    p1: float = setting(0.9, "mask ratio of pre-training and clustering", ratio, "0 <= p1 < 1")
-    p2: float = setting(0.6, "mask ratio of the two training passes", ratio, "0 <= p2 < 1")
-
-
-@dataclass(frozen=True)
-class Bth:
-    """Settings of BTH alone (its spec: sections 2 and 3)."""
-
-    n_anchors: int = setting(2000, "anchors requested from k-means", lambda v: v >= 5, "5 or more")
-    mask_weight: float = setting(0.92, "weight of the mask loss in bth.train", lambda v: v >= 0, "0 or more")
-    neighborhood_weight: float = setting(
-        0.08, "weight of the neighborhood loss", lambda v: v >= 0, "0 or more"
-    )
-    cluster_weight: float = setting(0.8, "weight of the cluster loss", lambda v: v >= 0, "0 or more")
-    lr_decay: float = setting(
-        0.9, "factor on lr every lr_decay_epochs", lambda v: 0 < v <= 1, "0 < lr_decay <= 1"
-    )
-    lr_decay_epochs: int = setting(20, "epochs between two decays of lr", positive, "1 or more")
-    lr_min: float = setting(1e-4, "lr never decays below it", positive, "above 0")
-    latent_feats: str | None = setting(
-        None, "latent features, HDF5; None: latent_feats.h5 in result_weight_dir"
-    )
-    anchors: str | None = setting(None, "anchors, HDF5; None: anchors.h5 in result_weight_dir")
-    train_assit: str | None = setting(None, "pseudo labels, HDF5; None: train_assit.h5 in result_weight_dir")
-    sim_matrix: str | None = setting(None, "similarity, HDF5; None: sim_matrix.h5 in result_weight_dir")
+def not_negative(value: float) -> bool:
+    """Zero or above."""
+    return value >= 0
 
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
+# Settings that cannot change a number: a run may be resumed with other ones.
+FREE_ON_RESUME = ("memory", "num_workers", "checkpoint_minutes")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything a stage is run with. Field names are the published ones where there are any."""
+    """What every stage is run with. Field names are the published ones where there are any."""
 
-    stage: str = setting(
-        "pipeline", "pipeline, pretrain, train, test, or bth. and one of these, or bth.prepare"
-    )
+    block: ClassVar[str] = ""  # the system's key in a dataset JSON, and of a group of its own settings
+    fresh_stages: ClassVar[tuple[str, ...]] = ()  # those that do not start from a checkpoint
+
+    stage: str = setting("pipeline", "what to run")
     data_set_config: str = setting("Json/demo.json", "dataset JSON")
     max_iter: tuple[int, int] = setting(
         (100, 300), "epochs of the two training stages", lambda v: min(v) >= 0, "two numbers, 0 or more"
@@ -97,19 +68,12 @@ class Settings:
     result_weight_dir: str = setting("weight", "folder of the checkpoints")
     lr: float = setting(1e-4, "Adam's learning rate", positive, "above 0")
     batch_size: int = setting(128, "videos in a batch", positive, "1 or more")
-    hidden_size: int = setting(
-        1024, "width H of the encoder", size, "a multiple of 64 for WSCH, even for BTH"
-    )
-    decoder_size: int = setting(
-        1024, "width H' of the decoder", lambda v: v > 0 and v % 4 == 0, "a multiple of 4"
-    )
+    hidden_size: int = setting(1024, "width H of the network", size, "1 or more")
     hashcode_size: int = setting(64, "bits of a hash code", size, "1 or more")
     weight_path: str | None = setting(
         None,
         "checkpoint to start from, or a folder: its newest finished one that fits; None: result_weight_dir",
     )
-    cfg: Cfg = field(default_factory=Cfg)
-    bth: Bth = field(default_factory=Bth)
     seed: int = setting(3346, "seed of weights, order and masks", lambda v: v >= 0, "0 or more")
     device: str = setting("auto", "where to compute", lambda v: v in DEVICES, "auto, cpu, cuda or mps")
     precision: str = setting(
@@ -124,32 +88,47 @@ class Settings:
     checkpoint_minutes: float = setting(
         10, "minutes between checkpoints inside an epoch", positive, "above 0"
     )
+    config: DatasetConfig | None = None  # what data_set_config held when the run began
     given: tuple[str, ...] = ()  # settings that the user or the JSON stated, as against defaults
 
+    def get(self, name: str) -> Any:
+        """A setting by its dotted name."""
+        return functools.reduce(getattr, name.split("."), self)
+
     def as_dict(self) -> dict:
-        """The settings as JSON writes them, without ``given``."""
-        content = dataclasses.asdict(self)
-        del content["given"]
-        return json.loads(json.dumps(content))
+        """The settings as JSON writes them, groups nested."""
+        content: dict[str, Any] = {}
+        for name in fields(type(self)):
+            group, _, key = name.rpartition(".")
+            place = content.setdefault(group, {}) if group else content
+            place[key] = as_json(self.get(name))
+        return content
 
-    @property
-    def is_bth(self) -> bool:
-        """Whether the stage is one of BTH's."""
-        return self.stage.startswith("bth.")
+    def changes_since(self, record: Mapping) -> list[str]:
+        """Name every setting that is not as ``as_dict`` wrote it into a log or checkpoint, with both values.
 
-    @property
-    def config(self) -> DatasetConfig:
-        """The dataset that ``data_set_config`` names."""
-        return load_config(self.data_set_config)
+        A setting that a record of an older version lacks had its default.
+        """
+        found = []
+        for name, item in sorted(fields(type(self)).items()):
+            group, _, key = name.rpartition(".")
+            place = record.get(group) if group else record
+            then = place.get(key, as_json(item.default)) if isinstance(place, Mapping) else None
+            now = as_json(self.get(name))
+            if then != now and name not in FREE_ON_RESUME:
+                found.append(f"{name} was {json.dumps(then)}, is {json.dumps(now)}")
+        return found
+
+    def problems(self) -> list[str]:
+        """What is wrong with settings that are each right by themselves."""
+        if self.weight_path is None or self.stage not in self.fresh_stages:
+            return []
+        return [f"'weight_path' must be None: stage {self.stage} does not start from a checkpoint, "
+                f"found {json.dumps(self.weight_path)}"]  # fmt: skip
 
 
-STAGES = ("pipeline", "pretrain", "train", "test",
-          "bth.pipeline", "bth.pretrain", "bth.prepare", "bth.train", "bth.test")  # fmt: skip
-RUN_KEYS = ("max_iter", "lr", "batch_size", "hidden_size", "decoder_size", "hashcode_size", "cfg")
-BTH_KEYS = ("max_iter", "lr", "batch_size", "hidden_size", "hashcode_size")
-BTH_PUBLISHED = {"max_iter": (56, 56), "lr": 3e-4, "batch_size": 256, "hidden_size": 256}
-# Settings that cannot change a number: a run may be resumed with other ones.
-FREE_ON_RESUME = ("memory", "num_workers", "checkpoint_minutes")
+# Settings that every system's block in a dataset JSON may hold, beside the system's own.
+BLOCK_KEYS = ("max_iter", "lr", "batch_size", "hidden_size", "hashcode_size")
 
 
 def fields(cls: type, prefix: str = "") -> dict[str, dataclasses.Field]:
@@ -163,16 +142,17 @@ def fields(cls: type, prefix: str = "") -> dict[str, dataclasses.Field]:
     return found
 
 
-FIELDS = fields(Settings)
+def as_json(value: Any) -> Any:
+    """A setting's value as JSON reads it back."""
+    return list(value) if isinstance(value, tuple) else value
 
 
-def convert(name: str, value: Any) -> Any:
+def convert(name: str, item: dataclasses.Field, value: Any) -> Any:
     """The value of a setting in its own type.
 
     Raises:
         ValueError: its type or its range is wrong; says what was expected.
     """
-    item = FIELDS[name]
     kind, expected = item.type, item.metadata["expected"]
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if isinstance(kind, types.UnionType):
@@ -201,7 +181,7 @@ def convert(name: str, value: Any) -> Any:
     return value
 
 
-def flatten(values: Mapping, names: typing.Iterable[str], problems: list[str], where: str) -> dict[str, Any]:
+def flatten(values: Mapping, names: Iterable[str], problems: list[str], where: str) -> dict[str, Any]:
     """Nested settings, ``{"cfg": {"a": 1}}``, by dotted name; those not in ``names`` go to problems."""
     flat = {}
     nested = {name.split(".")[0] for name in names if "." in name}
@@ -218,116 +198,36 @@ def flatten(values: Mapping, names: typing.Iterable[str], problems: list[str], w
     return {key: value for key, value in flat.items() if key in names and value is not None}
 
 
-def read_blocks(path: Path, run: Mapping, bth: Mapping, problems: list[str]) -> dict[str, dict[str, Any]]:
-    """The settings of a dataset's blocks ``run`` and ``bth`` by dotted name, converted."""
-    where = {name: f"{path}: in '{name}': " for name in ("run", "bth")}
-    names = [name for name in FIELDS if name.split(".")[0] in RUN_KEYS]
-    wsch = flatten(run, names, problems, where["run"])
-    own = [name.removeprefix("bth.") for name in FIELDS if name.startswith("bth.")]
-    flat = flatten(bth, [*BTH_KEYS, *own], problems, where["bth"])
-    flat = {f"bth.{key}" if key in own else key: value for key, value in flat.items()}
-    return {"run": converted(wsch, problems, where["run"]), "bth": converted(flat, problems, where["bth"])}
-
-
-def converted(flat: Mapping[str, Any], problems: list[str], where: str) -> dict[str, Any]:
+def converted(
+    flat: Mapping[str, Any], known: Mapping[str, dataclasses.Field], problems: list[str], where: str
+) -> dict[str, Any]:
     """Settings in their own types; what cannot be converted goes to problems."""
     values = {}
     for name, value in flat.items():
         try:
-            values[name] = convert(name, value)
+            values[name] = convert(name, known[name], value)
         except ValueError as error:
             problems.append(f"{where}{error}")
     return values
 
 
-def check_blocks(config: DatasetConfig) -> None:
-    """Check both blocks of a dataset JSON.
-
-    Raises:
-        BadInput: all that is wrong with them.
-    """
-    problems: list[str] = []
-    read_blocks(config.path, config.run, config.bth, problems)
-    if problems:
-        raise BadInput("; ".join(problems))
-
-
-def resolve(form: Mapping[str, Any], options: Mapping[str, Any]) -> Settings:
-    """Settings from the form on top of run.py and the options of the command line.
-
-    Args:
-        form: published names to values, ``None`` = what the dataset JSON says; ``cfg`` and ``bth`` nested.
-        options: dotted names to values.
-
-    Raises:
-        BadInput: all that is wrong with form, options and dataset JSON, in one line.
-    """
-    problems: list[str] = []
-    stated = converted(flatten(form, FIELDS, problems, "run.py: "), problems, "run.py: ")
-    stated |= converted(options, problems, "option ")
-    stage = stated.get("stage", Settings.stage)
-    if stage not in STAGES:
-        problems.append(f"'stage' must be one of {', '.join(STAGES)}, found {json.dumps(stage)}")
-    is_bth = stage.startswith("bth.")
-    path = Path(stated.get("data_set_config", Settings.data_set_config))
-    try:
-        config = load_config(path)
-    except BadInput as error:
-        with contextlib.suppress(BadInput):  # the blocks' problems too, as far as the file can be read
-            content = read_json(path)
-            blocks = [content.get(name) for name in ("run", "bth")]
-            read_blocks(path, *(each if isinstance(each, dict) else {} for each in blocks), problems)
-        raise BadInput("; ".join([str(error), *problems])) from None
-    blocks = read_blocks(config.path, config.run, config.bth, problems)
-    stated = blocks["bth" if is_bth else "run"] | stated
-    values = (BTH_PUBLISHED if is_bth else {}) | stated
-
-    def part(prefix: str) -> dict[str, Any]:
-        return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
-
-    plain = {name: value for name, value in values.items() if "." not in name}
-    settings = Settings(
-        **plain, cfg=Cfg(**part("cfg.")), bth=Bth(**part("bth.")), given=tuple(sorted(stated))
-    )
-    problems += check_together(settings, config)
-    if problems:
-        raise BadInput("; ".join(problems))
-    make_demo(config)
-    return settings
-
-
-def check_together(settings: Settings, config: DatasetConfig) -> list[str]:
-    """What is wrong with settings that are each right by themselves."""
-    problems = []
-    step = 2 if settings.is_bth else 64
-    if settings.hidden_size % step:
-        problems.append(
-            f"'hidden_size' must be a multiple of {step} (the encoder's width, not the feature's "
-            f"{config.feature_size}), found {settings.hidden_size}"
-        )
-    trained = {"pipeline": ("p1", "p2"), "pretrain": ("p1",), "train": ("p1", "p2")}.get(settings.stage, ())
-    for name in trained:
-        p, n_frames = getattr(settings.cfg, name), config.max_frames
-        hidden = n_hidden_frames(n_frames, p)
-        if not 0 < hidden < n_frames:
-            problems.append(f"'cfg.{name}' = {p} hides {hidden} of {n_frames} frames: at least one must be "
-                            "hidden and one visible")  # fmt: skip
-    starts_fresh = ("pipeline", "pretrain", "bth.pipeline", "bth.pretrain", "bth.prepare")
-    if settings.weight_path is not None and settings.stage in starts_fresh:
-        problems.append(
-            f"'weight_path' must be None: stage {settings.stage} does not start from a checkpoint, "
-            f"found {json.dumps(settings.weight_path)}"
-        )
-    return problems
+def build(cls: type, values: Mapping[str, Any], **others: Any) -> Any:
+    """A dataclass of settings from values by dotted name, defaults for the rest."""
+    for item in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(item.type):
+            prefix = f"{item.name}."
+            inner = {name.removeprefix(prefix): values[name] for name in values if name.startswith(prefix)}
+            others[item.name] = build(item.type, inner)
+    return cls(**{name: value for name, value in values.items() if "." not in name}, **others)
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Name every setting in which two runs differ, with both values."""
+    """Name everything in which two records differ, with both values."""
     found = []
     for key in then.keys() | now.keys():
         one, other = then.get(key), now.get(key)
         if isinstance(one, Mapping) and isinstance(other, Mapping):
             found += differences(one, other, f"{prefix}{key}.")
-        elif one != other and prefix + key not in FREE_ON_RESUME:
+        elif one != other:
             found.append(f"{prefix}{key} was {json.dumps(one)}, is {json.dumps(other)}")
     return sorted(found)

@@ -1,71 +1,16 @@
-"""A small synthetic dataset on disk, and the program as a user starts it."""
+"""One thread, and the program as a user starts it, in this process or in one of its own."""
 
-import json
 import os
+
+# Before torch is loaded: two threads of which one must wait for its core cost up to twenty times.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "passive"
+
 import subprocess
 import sys
-from pathlib import Path
 
-import h5py
-import numpy as np
 import pytest
-import scipy.io
-
-ROOT = Path(__file__).parents[1]
-N_TRAIN, N_DATABASE, N_QUERY, N_FRAMES, WIDTH, N_CLASSES = 20, 104, 6, 6, 24, 4
-
-
-def write_features(path: Path, features: np.ndarray, **options) -> None:
-    with h5py.File(path, "w") as file:
-        file.create_dataset("feats", data=features, **options)
-
-
-class Dataset:
-    """A dataset JSON and its files below a folder; ``change`` rewrites the JSON."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        rng = np.random.default_rng(0)
-        classes = rng.standard_normal((N_CLASSES, WIDTH)).astype(np.float32)
-        self.features, self.labels = {}, {}
-        for name, count in (("train", N_TRAIN), ("test", N_DATABASE), ("query", N_QUERY)):
-            label = np.arange(count) % N_CLASSES
-            noise = rng.standard_normal((count, N_FRAMES, WIDTH)).astype(np.float32)
-            self.features[name] = classes[label][:, None] + noise
-            self.labels[name] = np.eye(N_CLASSES, dtype=np.uint8)[label]
-            write_features(folder / f"{name}.h5", self.features[name])
-            scipy.io.savemat(folder / f"{name}.mat", {"labels": self.labels[name]})
-        self.content = {
-            "dataset": "synthetic",
-            "root": str(folder),
-            **{name: f"{name}.h5" for name in ("train", "test", "query")},
-            **{f"{name}_label": f"{name}.mat" for name in ("train", "test", "query")},
-            "num_class": N_CLASSES,
-            "hidden_size": WIDTH,
-            "max_frames": N_FRAMES,
-            "run": {
-                "max_iter": [2, 2],
-                "lr": 1e-3,
-                "batch_size": 8,
-                "hidden_size": 64,
-                "decoder_size": 32,
-                "hashcode_size": 16,
-                "cfg": {"n_clusters": 5, "p1": 0.7, "p2": 0.5},
-            },
-            "bth": {
-                "max_iter": [2, 2],
-                "batch_size": 8,
-                "hidden_size": 16,
-                "hashcode_size": 16,
-                "n_anchors": 8,
-            },
-        }
-        self.path = folder / "synthetic.json"
-        self.change()
-
-    def change(self, **values) -> None:
-        self.content |= values
-        self.path.write_text(json.dumps(self.content))
+from synthetic import ROOT, Dataset
 
 
 @pytest.fixture
@@ -116,48 +61,6 @@ def spawn(dataset, tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
 
     return popen
-
-
-def json_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
-
-
-PREPARED = ("latent_feats", "anchors", "train_assit", "sim_matrix")
-
-
-def run_pipeline(start, *options):
-    status, out, err = start("--stage", "bth.pipeline", *options)
-    assert (status, err) == (0, "")
-    return out
-
-
-def publish(folder):
-    """Random files in the published format: their contents by dataset, and the options that name them."""
-    rng = np.random.default_rng(0)
-    folder.mkdir()
-    adj = rng.integers(0, 3, (N_TRAIN, N_TRAIN)).astype(np.float32)
-    np.fill_diagonal(adj, 1)
-    content, options = {}, []
-    for name, key, array in (
-        ("anchors", "feats", rng.standard_normal((7, 16)).astype(np.float32)),
-        ("train_assit", "pos", rng.permuted(np.tile(np.arange(7), (N_TRAIN, 1)), axis=1)[:, :3]),
-        ("sim_matrix", "adj", adj),
-    ):
-        with h5py.File(folder / f"{name}.h5", "w") as file:
-            file[key] = content[key] = array
-        options += [f"--bth.{name}", str(folder / f"{name}.h5")]
-    return content, options
-
-
-def contents(path):
-    with h5py.File(path, "r") as file:
-        return {key: dataset[()] for key, dataset in file.items()}
-
-
-def killed(*_):
-    """Stands in for a function during which the process is interrupted at once."""
-    raise KeyboardInterrupt

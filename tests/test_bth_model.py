@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from synthetic import GOLDEN
 
 from bth.model import (
     BTH,
@@ -21,9 +22,7 @@ from bth.model import (
     neighborhood_loss,
     position_encoding,
 )
-from data import BadInput
-
-GOLDEN = Path(__file__).parent / "golden"
+from formats.files import BadInput
 
 
 def close(actual, expected, tolerance, floor=0.0):

@@ -1,17 +1,15 @@
 """Anchors and the nearest of them: golden numbers, and brute force in float64."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from synthetic import GOLDEN
 
 import bth.prepare
 from bth.prepare import MAX_UPDATES, find_anchors, nearest_anchors
-from data import BadInput
-
-GOLDEN = Path(__file__).parent / "golden"
+from formats.files import BadInput
 
 
 def brute_force(latents, anchors, k):

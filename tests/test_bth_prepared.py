@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import N_TRAIN, PREPARED, contents, killed, publish, run_pipeline
+from synthetic import N_TRAIN, PREPARED, contents, killed, publish, run_pipeline
 
 from bth import prepare, pretrain, train
 from bth.prepared import made_from

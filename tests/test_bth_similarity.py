@@ -1,18 +1,15 @@
 """Anchor graphs, similarity tags and their file: golden numbers, the dense formula, every broken file."""
 
-from pathlib import Path
-
 import h5py
 import numpy as np
 import pytest
 import torch
+from synthetic import GOLDEN
 
 import bth.similarity
 from bth.prepare import nearest_anchors
 from bth.similarity import Similarity, TagRows, anchor_graph, similarity_blocks, write_similarity
-from data import BadInput
-
-GOLDEN = Path(__file__).parent / "golden"
+from formats.files import BadInput
 
 
 def dense_graph(squared, anchors, n_anchors, k):

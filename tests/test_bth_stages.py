@@ -3,15 +3,28 @@
 import numpy as np
 import pytest
 import torch
-from conftest import N_FRAMES, N_TRAIN, PREPARED, WIDTH, contents, json_lines, killed, publish, run_pipeline
+from synthetic import (
+    GOLDEN,
+    N_FRAMES,
+    N_TRAIN,
+    PREPARED,
+    WIDTH,
+    contents,
+    json_lines,
+    killed,
+    publish,
+    run_pipeline,
+    write_features,
+)
 
 from bth import pretrain
 from bth.model import BTH
 from bth.pairs import draw_disturbance, draw_pairs
-from bth.pretrain import learning_rate
+from bth.settings import BTHSettings, Own, fresh_network, learning_rate
 from bth.similarity import Similarity
-from data import generator, load_config, open_store
-from engine.settings import Bth, Settings, resolve
+from data import generator, open_store
+from engine.systems import resolve
+from formats.dataset import load_config
 
 
 class TestPipeline:
@@ -68,9 +81,7 @@ class TestPipeline:
 
     def test_the_two_training_stages_start_from_different_weights(self, dataset):
         settings = resolve({"data_set_config": str(dataset.path), "stage": "bth.pipeline"}, {})
-        first, second = (
-            pretrain.fresh_network(settings, 24, f"bth.{stage}") for stage in ("pretrain", "train")
-        )
+        first, second = (fresh_network(settings, 24, f"bth.{stage}") for stage in ("pretrain", "train"))
         assert not torch.equal(first.embed.weight, second.embed.weight)
 
     @pytest.mark.parametrize("change", [("--num_workers", 0), ("--num_workers", 2), ("--memory", "ram")])
@@ -146,7 +157,7 @@ class TestTraining:
         options += ["--lr", 1e-3, "--bth.lr_decay", 0.5, "--bth.lr_decay_epochs", 1]
         assert start("--stage", "bth.train", *options)[0] == 0
         settings = resolve({"data_set_config": str(dataset.path), "stage": "bth.train"}, {})
-        net = pretrain.fresh_network(settings, WIDTH, "bth.train")
+        net = fresh_network(settings, WIDTH, "bth.train")
         similarity = Similarity(tmp_path / "published/sim_matrix.h5", N_TRAIN)
         anchors, nearest = torch.from_numpy(prepared["feats"]), prepared["pos"][:, 0]
         stored = torch.from_numpy(dataset.features["train"])
@@ -232,11 +243,11 @@ class TestTraining:
         assert all(torch.equal(value, other[key]) for key, value in one.items())
 
     def test_learning_rate_steps(self):
-        rate = learning_rate(Settings(lr=3e-4))
+        rate = learning_rate(BTHSettings(lr=3e-4))
         assert [rate(epoch) for epoch in (0, 19, 20, 40)] == pytest.approx([3e-4, 3e-4, 2.7e-4, 2.43e-4])
         assert rate(10**6) == 1e-4
-        assert learning_rate(Settings(lr=1e-5))(100) == 1e-5
-        assert learning_rate(Settings(lr=1e-3, bth=Bth(lr_decay=0.5, lr_decay_epochs=1)))(2) == 2.5e-4
+        assert learning_rate(BTHSettings(lr=1e-5))(100) == 1e-5
+        assert learning_rate(BTHSettings(lr=1e-3, bth=Own(lr_decay=0.5, lr_decay_epochs=1)))(2) == 2.5e-4
 
     def test_continues_from_weights_the_user_names(self, start, tmp_path):
         run_pipeline(start)
@@ -270,8 +281,6 @@ class TestTraining:
         assert seen == ({True, False} if stage == "pretrain" else {True})  # latents are float32 in any case
 
     def test_a_published_checkpoint_is_tested_as_it_is(self, start, dataset, tmp_path):
-        from conftest import write_features
-        from test_model import GOLDEN
 
         del dataset.content["run"], dataset.content["bth"]
         for name in ("test", "query"):

@@ -1,13 +1,10 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from synthetic import GOLDEN
 
 import cluster
 from cluster import kmeans, nearest, plusplus
-
-GOLDEN = Path(__file__).parent / "golden" / "wsch_tiny.npz"
 
 
 def codes(n, bits, seed=0, prototypes=None):
@@ -62,7 +59,11 @@ def assert_same(result, slow):
 
 @pytest.fixture(scope="module")
 def golden():
-    return {key: torch.from_numpy(v) for key, v in np.load(GOLDEN).items() if key.startswith("kmeans/")}
+    return {
+        key: torch.from_numpy(v)
+        for key, v in np.load(GOLDEN / "wsch_tiny.npz").items()
+        if key.startswith("kmeans/")
+    }
 
 
 @pytest.mark.parametrize("moved", [-1.0, 0.4, 1.0])

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
-from conftest import N_CLASSES, N_DATABASE, N_FRAMES, WIDTH, json_lines, write_features
+from synthetic import N_CLASSES, N_DATABASE, N_FRAMES, WIDTH, json_lines, write_features
 
 import engine.checkpoint
 import engine.loop
-from data import BadInput, read_checkpoint, write_whole
+from formats.files import BadInput, write_whole
+from formats.weights import read_checkpoint
 
 
 def snapshot(*folders: Path) -> dict:
@@ -135,9 +136,9 @@ BAD_INPUTS = [
         "wrong width",
         set_json(hidden_size=WIDTH + 1),
         [],
-        f"the dataset JSON says (N, {N_FRAMES}, {WIDTH + 1})",
+        f"expected (N, {N_FRAMES}, {WIDTH + 1})",
     ),
-    ("wrong frame count", set_json(max_frames=5), [], f"the dataset JSON says (N, 5, {WIDTH})"),
+    ("wrong frame count", set_json(max_frames=5), [], f"expected (N, 5, {WIDTH})"),
     ("no videos", set_features("test", to=lambda x: x[:0]), [], "test.h5: 'feats' holds no video"),
     (
         "integers",

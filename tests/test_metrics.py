@@ -1,15 +1,13 @@
 import itertools
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from synthetic import GOLDEN
 
 import metrics
 from metrics import binarize, evaluate, hamming_distance, mean_average_precision, tie_averaged_map
-
-GOLDEN = Path(__file__).parent / "golden" / "map_at_k.npz"
 
 
 def random_case(queries, videos, bits, classes, seed=0, zeros=False):
@@ -77,7 +75,11 @@ def test_hamming_distance_refuses_other_lengths():
 
 @pytest.mark.parametrize("case", [0, 1, 2])
 def test_published_values(case):
-    golden = {key.split("/")[1]: value for key, value in np.load(GOLDEN).items() if key[4] == str(case)}
+    golden = {
+        key.split("/")[1]: value
+        for key, value in np.load(GOLDEN / "map_at_k.npz").items()
+        if key[4] == str(case)
+    }
     arguments = [golden[name] for name in ("query", "db", "query_labels", "db_labels", "k")]
     expected = dict(zip(golden["k"].tolist(), golden["map"].tolist(), strict=True))  # five decimals
     assert mean_average_precision(*arguments) == pytest.approx(expected, abs=6e-6)

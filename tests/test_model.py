@@ -1,17 +1,17 @@
 """The network, its losses, published checkpoints: golden numbers, slow literal versions of the spec."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from synthetic import GOLDEN
 
 import model
 from bench.direct import Direct
 from bench.step import ours_and_direct
-from data import BadInput
+from formats.files import BadInput
 from model import (
     PUBLISHED_NAMES,
     SSD,
@@ -26,8 +26,6 @@ from model import (
     reconstruction_loss,
     visible_frames,
 )
-
-GOLDEN = Path(__file__).parent / "golden"
 
 
 def close(actual, expected, tolerance, floor=0.0):

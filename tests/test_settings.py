@@ -2,9 +2,11 @@
 
 import pytest
 
-from data import BadInput
 from engine.launch import parse
-from engine.settings import FIELDS, Settings, differences, resolve
+from engine.settings import fields
+from engine.systems import resolve, systems
+from formats.files import BadInput
+from pretrain import SYSTEM, Cfg, WSCHSettings
 
 
 def settings(dataset, options=None, **form):
@@ -22,7 +24,7 @@ class TestPrecedence:
         assert (found.lr, found.cfg.n_clusters, found.cfg.a) == (0.5, 7, 0.02)
 
     def test_option_over_form(self, dataset):
-        options, _ = parse(["--lr", "3e-4", "--cfg.n_clusters", "9", "--max_iter", "1", "2"], {})
+        options = parse(["--lr", "3e-4", "--cfg.n_clusters", "9", "--max_iter", "1", "2"], {}, SYSTEM)
         found = settings(dataset, options, lr=0.5, cfg={"n_clusters": 7})
         assert (found.lr, found.cfg.n_clusters, found.max_iter) == (3e-4, 9, (1, 2))
 
@@ -83,11 +85,14 @@ class TestProblems:
         assert expected in str(error.value)
 
     def test_every_setting_is_explained(self):
-        assert all(item.metadata["description"] for item in FIELDS.values())
+        for system in systems():
+            assert all(item.metadata["description"] for item in fields(system.settings).values())
 
 
 def test_differences_name_both_values():
-    then = Settings().as_dict()
-    now = Settings(lr=0.5, memory="disk", num_workers=0).as_dict()
-    now["cfg"]["a"] = 1.0
-    assert differences(then, now) == ["cfg.a was 0.02, is 1.0", "lr was 0.0001, is 0.5"]
+    then = WSCHSettings().as_dict()
+    now = WSCHSettings(lr=0.5, memory="disk", num_workers=0, cfg=Cfg(a=1.0))
+    changed = ["cfg.a was 0.02, is 1.0", "lr was 0.0001, is 0.5"]
+    assert now.changes_since(then) == changed
+    del then["seed"], then["cfg"]["b"]  # an older version's record: it had the default
+    assert now.changes_since(then | {"bth": {"n_anchors": 7}}) == changed

@@ -6,15 +6,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import N_DATABASE, N_FRAMES, N_TRAIN, WIDTH, json_lines
-from test_model import GOLDEN
+from synthetic import GOLDEN, N_DATABASE, N_FRAMES, N_TRAIN, WIDTH, json_lines, write_features
 
 import model
 from cluster import kmeans
-from data import draw_views, generator, load_config, open_store
+from data import draw_views, generator, open_store
 from engine import evaluation
 from engine.checkpoint import load_weights
-from engine.settings import resolve
+from engine.systems import resolve
+from formats.dataset import load_config
 from model import WSCH, cluster_loss, contrastive_loss, reconstruction_loss
 from pretrain import fresh_network
 
@@ -165,9 +165,7 @@ class TestTrain:
         content = torch.load(tmp_path / "work/weight/2_16.pth", weights_only=True)
         # As many centers as codes: every distinct code is a center, and the sign of itself.
         settings = resolve({"data_set_config": str(dataset.path)}, {})
-        weights = load_weights(
-            tmp_path / "work/weight/1_16.pth", settings, load_config(dataset.path), ("pretrain",), model
-        )
+        weights = load_weights(tmp_path / "work/weight/1_16.pth", settings, ("pretrain",), model)
         _, masks = draw_views(generator(3346, "train", 0, 0), N_TRAIN, 6, 0.7)
         frames = torch.from_numpy(dataset.features["train"])
         codes = torch.cat([weights.net.embed(frames, mask).sign() for mask in masks])
@@ -200,8 +198,6 @@ class TestTest:
         del dataset.content["run"], dataset.content["bth"]
         rng = np.random.default_rng(0)
         for name, count in (("test", N_DATABASE), ("query", 6)):
-            from conftest import write_features
-
             write_features(
                 dataset.folder / f"{name}.h5", rng.standard_normal((count, 10, 40)).astype(np.float32)
             )

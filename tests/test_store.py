@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import data
-from data import BadInput, FeatureFile, FeatureStore, free_memory
+from data import FeatureFile, FeatureStore, free_memory
 from engine.feed import encode, read_ahead
+from formats.files import BadInput
 from pretrain import masked
 
 N, L, D = 23, 6, 16

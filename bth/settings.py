@@ -1,0 +1,86 @@
+"""BTH's settings with their published values, and what the engine needs to know of it (``SYSTEM``)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+
+from bth import model
+from bth.model import BTH
+from data import generator
+from engine.settings import Settings, not_negative, positive, setting, size
+from engine.systems import System
+
+
+@dataclass(frozen=True)
+class Own:
+    """Settings of BTH alone (its spec: sections 2 and 3)."""
+
+    n_anchors: int = setting(2000, "anchors requested from k-means", lambda v: v >= 5, "5 or more")
+    mask_weight: float = setting(0.92, "weight of the mask loss in bth.train", not_negative, "0 or more")
+    neighborhood_weight: float = setting(0.08, "weight of the neighborhood loss", not_negative, "0 or more")
+    cluster_weight: float = setting(0.8, "weight of the cluster loss", not_negative, "0 or more")
+    lr_decay: float = setting(
+        0.9, "factor on lr every lr_decay_epochs", lambda v: 0 < v <= 1, "0 < lr_decay <= 1"
+    )
+    lr_decay_epochs: int = setting(20, "epochs between two decays of lr", positive, "1 or more")
+    lr_min: float = setting(1e-4, "lr never decays below it", positive, "above 0")
+    latent_feats: str | None = setting(
+        None, "latent features, HDF5; None: latent_feats.h5 in result_weight_dir"
+    )
+    anchors: str | None = setting(None, "anchors, HDF5; None: anchors.h5 in result_weight_dir")
+    train_assit: str | None = setting(None, "pseudo labels, HDF5; None: train_assit.h5 in result_weight_dir")
+    sim_matrix: str | None = setting(None, "similarity, HDF5; None: sim_matrix.h5 in result_weight_dir")
+
+
+@dataclass(frozen=True)
+class BTHSettings(Settings):
+    """The settings of BTH (its spec's head)."""
+
+    block: ClassVar[str] = "bth"
+    fresh_stages: ClassVar[tuple[str, ...]] = ("bth.pipeline", "bth.pretrain", "bth.prepare")
+
+    max_iter: tuple[int, int] = setting(
+        (56, 56), "epochs of mask-only and full training", lambda v: min(v) >= 0, "two numbers, 0 or more"
+    )
+    lr: float = setting(3e-4, "Adam's learning rate, which decays in steps", positive, "above 0")
+    batch_size: int = setting(256, "videos in a batch; pairs in bth.train", positive, "1 or more")
+    hidden_size: int = setting(256, "width H of the transformer", size, "even")
+    bth: Own = field(default_factory=Own)
+
+    def problems(self) -> list[str]:
+        """What is wrong with settings that are each right by themselves."""
+        problems = super().problems()
+        if self.hidden_size % 2:
+            problems.append(
+                f"'hidden_size' must be a multiple of 2 (the transformer's width, not the feature's "
+                f"{self.config.feature_size}), found {self.hidden_size}"
+            )
+        return problems
+
+
+def fresh_network(settings: BTHSettings, input_size: int, stage: str = "bth.train") -> BTH:
+    """A network with the initial weights of (seed, stage), different ones for the two training stages."""
+    torch.manual_seed(generator(settings.seed, stage).integers(2**62))
+    net = BTH(input_size, settings.hidden_size, settings.hashcode_size)
+    net.bfloat16 = settings.precision == "bfloat16"
+    return net
+
+
+def learning_rate(settings: BTHSettings) -> Callable[[int], float]:
+    """``max(lr * decay^(epoch // decay_epochs), lr_min)``, the epoch counted from 0; never above ``lr``."""
+    bth = settings.bth
+    least = min(bth.lr_min, settings.lr)  # Differs: a smaller lr than the published floor stays as it is
+    return lambda epoch: max(settings.lr * bth.lr_decay ** (epoch // bth.lr_decay_epochs), least)
+
+
+SYSTEM = System(
+    name="BTH",
+    settings=BTHSettings,
+    stages=("bth.pipeline", "bth.pretrain", "bth.prepare", "bth.train", "bth.test"),
+    tested=("bth.train", "bth.pretrain"),
+    ks=(5, 10, 20, 40, 60, 80, 100),
+    network=model,
+    fresh_network=fresh_network,
+)

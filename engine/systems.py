@@ -1,0 +1,119 @@
+"""Systems of hashing as the engine sees them, and where the settings of a run come from.
+
+An option of the command line wins over the top of run.py, that over the system's block in the dataset JSON,
+and that over the system's published value. The systems are listed in ``formats/dataset.py``.
+"""
+
+import contextlib
+import importlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from engine.settings import BLOCK_KEYS, Settings, build, converted, fields, flatten
+from formats.dataset import SYSTEMS, DatasetConfig, load_config
+from formats.files import BadInput, read_json
+
+
+class System(NamedTuple):
+    """What a system brings: its settings, its stages, its network and its table."""
+
+    name: str  # as in Json/published.json
+    settings: type[Settings]
+    stages: tuple[str, ...]  # modules with a train_model
+    tested: tuple[str, ...]  # the stages among them whose checkpoints can be tested
+    ks: tuple[int, ...]  # the cuts of mAP@K that were published
+    network: ModuleType  # with load_published and from_state
+    fresh_network: Callable[[Settings, int], nn.Module]  # before training, from settings and feature width
+
+
+def systems() -> list[System]:
+    """All systems."""
+    return [importlib.import_module(module).SYSTEM for module in SYSTEMS.values()]
+
+
+def system_of(stage: Any) -> System:
+    """The system that a stage belongs to.
+
+    Raises:
+        BadInput: there is no such stage.
+    """
+    for system in systems():
+        if stage in system.stages:
+            return system
+    found = json.dumps(stage, default=str)
+    raise BadInput(f"'stage' must be one of {', '.join(stage_names())}, found {found}")
+
+
+def stage_names() -> list[str]:
+    """The stages of all systems."""
+    return [name for system in systems() for name in system.stages]
+
+
+def read_blocks(path: Path, blocks: Mapping[str, Any], problems: list[str]) -> dict[str, dict[str, Any]]:
+    """Every system's block of a dataset JSON: settings by dotted name, converted.
+
+    A system's own group of settings stands in its block without the group's name.
+    """
+    found = {}
+    for system in systems():
+        kind, block = system.settings, system.settings.block
+        known = fields(kind)
+        own = known.keys() - fields(Settings).keys()
+        names = {name.removeprefix(f"{block}."): name for name in known if name in BLOCK_KEYS or name in own}
+        where = f"{path}: in '{block}': "
+        flat = flatten(blocks.get(block) or {}, names, problems, where)
+        values = converted(flat, {short: known[name] for short, name in names.items()}, problems, where)
+        found[block] = {names[short]: value for short, value in values.items()}
+    return found
+
+
+def check_blocks(config: DatasetConfig) -> None:
+    """Check all blocks of a dataset JSON.
+
+    Raises:
+        BadInput: all that is wrong with them.
+    """
+    problems: list[str] = []
+    read_blocks(config.path, config.blocks, problems)
+    if problems:
+        raise BadInput("; ".join(problems))
+
+
+def resolve(form: Mapping[str, Any], options: Mapping[str, Any]) -> Settings:
+    """Settings from the form on top of run.py and the options of the command line.
+
+    Args:
+        form: published names to values, ``None`` = what the dataset JSON says; groups nested. What only
+            other systems have is left aside: the form is one for all of them.
+        options: dotted names to values.
+
+    Raises:
+        BadInput: all that is wrong with form, options and dataset JSON, in one line.
+    """
+    system = system_of(options.get("stage") or form.get("stage") or Settings.stage)
+    known, problems = fields(system.settings), []
+    everyones = [name for each in systems() for name in fields(each.settings)]
+    stated = flatten(form, everyones, problems, "run.py: ")
+    stated = {name: value for name, value in stated.items() if name in known}
+    stated = converted(stated, known, problems, "run.py: ")
+    stated |= converted(options, known, problems, "option ")
+    path = Path(stated.get("data_set_config", Settings.data_set_config))
+    try:
+        config = load_config(path)
+    except BadInput as error:
+        with contextlib.suppress(BadInput):  # the blocks' problems too, as far as the file can be read
+            content = read_json(path)
+            blocks = {key: value for key, value in content.items() if isinstance(value, dict)}
+            read_blocks(path, blocks, problems)
+        raise BadInput("; ".join([str(error), *problems])) from None
+    stated = read_blocks(path, config.blocks, problems)[system.settings.block] | stated
+    settings = build(system.settings, stated, config=config, given=tuple(sorted(stated)))
+    problems += settings.problems()
+    if problems:
+        raise BadInput("; ".join(problems))
+    return settings

@@ -1,0 +1,1 @@
+"""What all read and write: safe files, weights, the dataset JSON, labels. The ground floor of the project."""

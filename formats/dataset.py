@@ -1,0 +1,101 @@
+"""The dataset JSON: the facts of a dataset, and each system's settings to use on it (spec: section 1)."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from formats.files import BadInput, expand, read_json, unknown_keys
+
+
+@dataclass(frozen=True)
+class Split:
+    """One of the three parts of a dataset."""
+
+    name: str  # train, test (the database) or query
+    features: tuple[Path, ...]
+    labels: tuple[Path, ...]  # empty: unlabelled
+    label_variable: str
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """A dataset JSON: the facts of a dataset, and the settings to use on it."""
+
+    path: Path
+    dataset: str
+    train: Split
+    test: Split
+    query: Split
+    num_class: int
+    feature_size: int  # "hidden_size" in the JSON: the published name of D
+    max_frames: int
+    blocks: Mapping[str, Mapping] = field(default_factory=dict)  # settings by system, checked by the engine
+    facts: Mapping[str, Any] = field(default_factory=dict)  # the JSON without these blocks
+
+    @property
+    def query_is_database(self) -> bool:
+        """Every database video is a query and stays in the database: it retrieves itself."""
+        return self.query.features == self.test.features
+
+
+REQUIRED_KEYS = ("dataset", "train", "test", "query", "train_label", "test_label", "query_label",
+                 "num_class", "hidden_size", "max_frames")  # fmt: skip
+# The systems: the block of each in a dataset JSON, and the module whose SYSTEM tells the engine of it.
+SYSTEMS = {"run": "pretrain", "bth": "bth.settings"}
+LABEL_VARIABLES = {("activitynet", "test"): "re_label", ("activitynet", "query"): "q_label"}  # else "labels"
+
+
+def load_config(path: str | Path) -> DatasetConfig:
+    """Read a dataset JSON (spec: section 1), published or with blocks of our own (``SYSTEMS``).
+
+    Raises:
+        BadInput: all that is wrong with it, in one line.
+    """
+    content = read_json(path)
+    problems = unknown_keys(content, [*REQUIRED_KEYS, "root", *SYSTEMS])
+    problems += [f"key '{key}' is missing" for key in REQUIRED_KEYS if key not in content]
+
+    def check(key: str, valid: bool, expected: str) -> None:
+        if key in content and not valid:
+            problems.append(f"'{key}' must be {expected}, found {json.dumps(content[key])}")
+
+    for key in ("dataset", "root"):
+        check(key, isinstance(content.get(key), str) and content[key] != "", "a non-empty string")
+    for key in ("num_class", "hidden_size", "max_frames"):
+        value = content.get(key)
+        meaning = " (the feature width D)" if key == "hidden_size" else ""
+        check(key, type(value) is int and 0 < value < 2**20, f"a positive integer{meaning}")
+    for key in SYSTEMS:
+        check(key, isinstance(content.get(key), dict), "an object")
+    root = expand(str(content.get("root", "")))
+
+    def files(key: str, may_be_empty: bool = False) -> tuple[Path, ...]:
+        value = content.get(key, "")
+        names = [] if value in ("", None) else value if isinstance(value, list) else [value]
+        valid = all(isinstance(name, str) and name.isprintable() and name for name in names)
+        check(key, valid and (may_be_empty or len(names) > 0), "a file name or a list of file names")
+        return tuple(root / expand(name) for name in names) if valid else ()
+
+    splits = {
+        name: Split(
+            name,
+            files(name),
+            files(f"{name}_label", may_be_empty=name == "train"),
+            LABEL_VARIABLES.get((str(content.get("dataset")), name), "labels"),
+        )
+        for name in ("train", "test", "query")
+    }
+    if problems:
+        raise BadInput(f"{path}: {'; '.join(problems)}")
+    return DatasetConfig(
+        path=Path(path),
+        dataset=content["dataset"],
+        **splits,
+        num_class=content["num_class"],
+        feature_size=content["hidden_size"],
+        max_frames=content["max_frames"],
+        blocks={key: content[key] for key in SYSTEMS if key in content},
+        facts={key: value for key, value in content.items() if key not in SYSTEMS},
+    )

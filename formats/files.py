@@ -1,0 +1,125 @@
+"""The ground floor: errors of one line, the user's paths, files whole or not at all, JSON, progress bars."""
+
+import contextlib
+import difflib
+import json
+import os
+import platform
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+
+class BadInput(ValueError):
+    """A file or setting the user gave cannot be used; the message is one line that says what to mend."""
+
+
+def expand(path: str) -> Path:
+    """A path the user wrote, with ``~`` and environment variables expanded."""
+    return Path(os.path.expanduser(os.path.expandvars(path)))
+
+
+def write_whole(path: str | Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then put it in place: whole or not at all.
+
+    Raises:
+        BadInput: the file cannot be written; the previous one, if any, is intact.
+    """
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        clean_temporaries(path.parent, path.name)
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name, too, survives a power cut
+        finally:
+            os.close(folder)
+    except (OSError, RuntimeError) as error:  # torch and HDF5 report a full disk as a RuntimeError
+        reason = getattr(error, "strerror", None) or f"disk full? ({str(error).splitlines()[0]})"
+        raise BadInput(f"{path}: cannot be written: {reason}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def check_folder(path: Path) -> None:
+    """See whether a folder can be made or written to, without doing it.
+
+    Raises:
+        BadInput: it cannot.
+    """
+    there = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        problem = "no permission to write" if there.is_dir() else "a file is in the way"
+        raise BadInput(f"{path}: cannot be written to: {problem} ({there})")
+
+
+def clean_temporaries(folder: str | Path, name: str = "*") -> None:
+    """Remove what ``write_whole`` left in a folder when its process, on this machine, was killed."""
+    for path in Path(folder).glob(f"{name}.{platform.node()}.*.tmp"):
+        process = path.name.split(".")[-2]
+        if process.isdecimal() and not process_exists(int(process)):
+            path.unlink(missing_ok=True)
+
+
+def process_exists(number: int) -> bool:
+    """Whether a process of that number runs on this machine."""
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def read_json(path: str | Path) -> dict:
+    """Read a JSON object.
+
+    Raises:
+        BadInput: the file is missing, has a syntax error, a doubled key, or is no object.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict:
+        keys = [key for key, _ in pairs]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise BadInput(f"{path}: key '{key}' stands there twice")
+        return dict(pairs)
+
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{path}: line {error.lineno}, column {error.colno}: {error.msg}") from None
+    except BadInput:
+        raise
+    except (OSError, ValueError, RecursionError) as error:  # not text, a number of 5,000 digits, a maze
+        raise BadInput(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if not isinstance(content, dict):
+        raise BadInput(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def unknown_keys(found: Iterable[str], known: Iterable[str], where: str = "") -> list[str]:
+    """Describe each key of ``found`` that is not in ``known``, with the nearest known one."""
+    known = list(known)
+    problems = []
+    for key in found:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            problems.append(
+                f"unknown key '{where}{key}'" + (f" (did you mean '{where}{near[0]}'?)" if near else "")
+            )
+    return problems
+
+
+def progress(items: Iterable, description: str, **options: Any) -> tqdm:
+    """A progress bar that shows after two seconds, and only on a terminal."""
+    return tqdm(items, description, delay=2, leave=False, disable=None, **options)

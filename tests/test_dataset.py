@@ -1,0 +1,55 @@
+"""The dataset JSON."""
+
+import pytest
+from synthetic import ROOT
+
+from engine.systems import check_blocks
+from formats.dataset import load_config
+from formats.files import BadInput
+
+
+class TestConfig:
+    @pytest.mark.parametrize("name", ["Anet", "fcvid", "yfcc", "demo"])
+    def test_shipped_ones_are_valid(self, name):
+        config = load_config(ROOT / "Json" / f"{name}.json")
+        check_blocks(config)
+        assert config.blocks["run"]["hidden_size"] in (128, 1024)
+
+    def test_facts_of_the_published_datasets(self):
+        facts = {"Anet": (2048, 30, 200), "fcvid": (4096, 25, 239), "yfcc": (4096, 25, 80)}
+        for name, expected in facts.items():
+            config = load_config(ROOT / "Json" / f"{name}.json")
+            assert (config.feature_size, config.max_frames, config.num_class) == expected
+            assert config.query_is_database == (name == "fcvid")
+        anet = load_config(ROOT / "Json" / "Anet.json")
+        assert [split.label_variable for split in (anet.train, anet.test, anet.query)] == [
+            "labels",
+            "re_label",
+            "q_label",
+        ]
+
+    def test_published_keys_are_enough(self, dataset):
+        del dataset.content["run"], dataset.content["bth"]
+        dataset.change()
+        assert load_config(dataset.path).blocks == {}
+
+    def test_paths(self, dataset, monkeypatch):
+        monkeypatch.setenv("FEATURES", str(dataset.folder))
+        dataset.change(root="$FEATURES", train=["~/a.h5", "b.h5"])
+        config = load_config(dataset.path)
+        assert config.train.features[1] == dataset.folder / "b.h5"
+        assert "~" not in str(config.train.features[0])
+
+    def test_all_problems_at_once(self, dataset):
+        del dataset.content["num_class"]
+        dataset.change(max_frame=3, max_frames="7", train=5)
+        with pytest.raises(BadInput) as error:
+            load_config(dataset.path)
+        for part in (
+            "unknown key 'max_frame' (did you mean 'max_frames'?)",
+            "'num_class' is missing",
+            "'max_frames' must be a positive integer, found \"7\"",
+            "'train' must be a file name",
+        ):
+            assert part in str(error.value)
+        assert "\n" not in str(error.value)

@@ -1,0 +1,1 @@
+"""Around the systems: a door for Python (codes), a report on a dataset (inspect)."""

@@ -1,0 +1,66 @@
+"""``python -m tools.inspect Json/x.json``: what a dataset holds, all of it read; exits 2 if it is broken."""
+
+import sys
+
+import numpy as np
+
+from data import open_store
+from engine.demo import make_demo
+from engine.systems import check_blocks
+from formats.dataset import DatasetConfig, load_config
+from formats.files import BadInput
+from formats.labels import load_labels
+
+
+def report(config: DatasetConfig) -> None:
+    """Print what a dataset holds, having read all of it.
+
+    Raises:
+        BadInput: a file is broken; what stands before it is printed.
+    """
+    print(f"{config.path}: {config.dataset}, {config.num_class} classes, "
+          f"L = {config.max_frames} frames of width D = {config.feature_size}")  # fmt: skip
+    for split in (config.train, config.test, config.query):
+        if split.name == "query" and config.query_is_database:
+            print("query: the database itself; every video stays in it")
+            continue
+        print(f"{split.name}:")
+        store = open_store(config, split, "disk", "cpu")
+        for file in store.files:
+            size = file.path.stat().st_size
+            print(f"  {file.path}: {file.dataset.shape} {file.dtype}, {file.layout}, {size / 1e6:.1f} MB")
+        zero = sum(
+            int((~store.read_files(rows).any(-1)).sum()) for rows in store.blocks(f"reading {split.name}")
+        )
+        print(
+            f"  all {len(store)} videos are finite; "
+            f"all-zero frames: {zero} of {len(store) * config.max_frames}"
+        )
+        if split.labels:
+            labels = load_labels(config, split, len(store))
+            each, per_class = labels.sum(1), labels.sum(0)
+            print(f"  labels '{split.label_variable}': {each.min()} to {each.max()} classes a video "
+                  f"(mean {each.mean():.2f}), {(each == 0).sum()} videos without; {per_class.min()} to "
+                  f"{per_class.max()} videos a class (median {np.median(per_class):g})")  # fmt: skip
+
+
+def main(arguments: list[str]) -> int:
+    """Report the dataset JSONs named on the command line."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: python -m tools.inspect Json/x.json ...")
+        print("Reports what a dataset holds; exits 2 if it is broken.")
+        return 0 if arguments else 2
+    try:
+        for path in arguments:
+            config = load_config(path)
+            check_blocks(config)
+            make_demo(config)
+            report(config)
+    except BadInput as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
