@@ -1,7 +1,7 @@
 """Edit the settings, then ``python run.py``. The imported stage is the one that runs.
 
 Every setting is an option too: ``python run.py --hashcode_size 32 --cfg.n_clusters 100 --stage train``;
-``python run.py --help`` explains them all. None means: what the dataset JSON says, else the published value.
+``python run.py --help`` explains them, ``--stage bth.train --help`` those of BTH. None means: what the dataset JSON says, else the published value.
 """
 
 import sys
@@ -18,12 +18,12 @@ settings = dict(
     lr=None,
     batch_size=None,
     hidden_size=None,  # width H of the encoder
-    decoder_size=None,  # width H' of the decoder
+    decoder_size=None,  # width H' of WSCH's decoder
     hashcode_size=None,  # bits
     weight_path=None,  # checkpoint that train or test starts from; None: the newest one in result_weight_dir
     result_log_dir="log",
     result_weight_dir="weight",
-    cfg=dict(
+    cfg=dict(  # of WSCH
         a=None,  # weight of the cluster loss
         b=None,  # weight of the contrastive loss
         clus_temperature=None,
@@ -33,7 +33,7 @@ settings = dict(
         p1=None,  # mask ratio of pre-training and clustering
         p2=None,  # mask ratio of training
     ),
-    bth=dict(
+    bth=dict(  # of BTH
         n_anchors=None,
     ),
     seed=3346,

@@ -20,7 +20,7 @@ def make_demo(config: DatasetConfig) -> None:
     its frames; the others come from a pool of clips that all classes share, and noise and a strong nuisance
     (think of light and camera) lie over all of them, different in every frame. So no single frame tells the
     class, nor does the direction of largest variance; what the frames of a video have in common does. (At
-    twice the nuisance, BTH's k-means would find nothing but nuisance in the latents.)
+    twice the nuisance, a k-means of latents would find nothing but nuisance.)
     """
     splits = (config.train, config.test, config.query)
     files = [path for split in splits for path in split.features + split.labels]

@@ -166,7 +166,7 @@ def codes_of(net: nn.Module, store: FeatureStore, settings: Settings, descriptio
 
 def published_row(system: str, dataset: str, bits: int) -> dict[int, float]:
     """The published mAP@K of a system by K; empty where there is none."""
-    rows = read_json(PUBLISHED)[system].get(dataset, {})
+    rows = read_json(PUBLISHED).get(system, {}).get(dataset, {})
     return {int(k): value for k, value in rows.get(str(bits), {}).items()}
 
 
