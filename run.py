@@ -1,7 +1,7 @@
 """Edit the settings, then ``python run.py``. The imported stage is the one that runs.
 
 Every setting is an option too: ``python run.py --hashcode_size 32 --cfg.n_clusters 100 --stage train``;
-``python run.py --help`` explains them, ``--stage bth.train --help`` those of BTH. None means: what the dataset
+``python run.py --help`` explains them, with ``--stage bth.train`` those of BTH. None means: what the dataset
 JSON says, else the published value.
 """
 
