@@ -225,6 +225,11 @@ class FeatureStore:
             "files": [str(path) for path in self.paths],
         }
 
+    def name_of(self, video: int) -> str:
+        """A video as errors name it: its file, and its number therein."""
+        number = int(np.searchsorted(self.starts, video, side="right")) - 1
+        return f"{self.paths[number]}: video {video - self.starts[number]}"
+
     def is_at_hand(self, device: torch.device) -> bool:
         """Whether reading for a device is no more than gathering from its own memory."""
         return self.loaded is not None and self.loaded.device.type == device.type

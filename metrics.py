@@ -55,6 +55,11 @@ def binarize(v: Tensor) -> Tensor:
     return _Binarize.apply(v)
 
 
+def sign(x: Tensor) -> Tensor:
+    """The sign of every entry, NaN where it is NaN: torch's own would make a tie of what is no number."""
+    return torch.where(x.isnan(), x, x.sign())
+
+
 def pack(codes: np.ndarray | Tensor) -> np.ndarray:
     """Codes as bits, the form in which search engines take them; 0 counts as +1.
 

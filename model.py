@@ -16,9 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from formats.files import BadInput
-from formats.weights import build_network, read_published
-from metrics import binarize
+from formats.weights import WRAPPERS, build_network, read_published
+from metrics import binarize, sign
 
 N_HEADS = 4  # attention heads, encoder and decoder
 STATE_SIZE = 64  # rows of the SSD's state
@@ -306,7 +305,7 @@ class WSCH(nn.Module):
 
     def hash(self, frames: Tensor) -> Tensor:
         """Video codes ``sign(mean of all frame codes)``, (B, L, D) -> (B, b) in {-1, 0, +1}."""
-        return self.frame_codes(frames).mean(1).sign()
+        return sign(self.frame_codes(frames).mean(1))
 
     def frame_codes(self, frames: Tensor) -> Tensor:
         """Codes of visible frames, (B, V, D) -> (B, V, b) in {-1, +1}."""
@@ -444,11 +443,8 @@ def load_published(source: str | Path | Mapping, name: str = "state dict") -> WS
         BadInput: the file cannot be read, is a checkpoint of ours, or its names or weights are not those of a
             WSCH network.
     """
-    source, name = read_published(source, name)
-    state = source.get("berthash", source)
-    if not isinstance(state, Mapping):
-        raise BadInput(f"{name}: 'berthash' is no state dict")
-    state = {str(key).replace("En.ssd.", "En.ssm."): value for key, value in state.items()}
+    state, name = read_published(source, name, ("berthash", *WRAPPERS))
+    state = {key.replace("En.ssd.", "En.ssm."): value for key, value in state.items()}
     published = {ours: module for module, ours in PUBLISHED_NAMES.items()}
     names = {"cluster_centers": "centers"}
     for ours in _weight_names() - {"centers"}:

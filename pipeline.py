@@ -5,7 +5,7 @@ import test
 import train
 from engine.evaluation import check_splits
 from engine.runs import Run
-from pretrain import SYSTEM, WSCHSettings
+from pretrain import WSCHSettings
 
 STAGES = ("pretrain", "train", "test")
 
@@ -20,7 +20,7 @@ def train_model(settings: WSCHSettings, first: Run, second: Run, third: Run) -> 
         BadInput: any of the files cannot be used; known before the first epoch where it can be.
     """
     train.check_clusters(settings)
-    check_splits(SYSTEM, settings)
+    check_splits(settings)
     pretrained = pretrain.train_model(settings, first)
     trained = train.train_model(settings, second, pretrained)
     return test.train_model(

@@ -58,6 +58,9 @@ class WSCHSettings(Settings):
                 f"'hidden_size' must be a multiple of 64 (the encoder's width, not the feature's "
                 f"{self.config.feature_size}), found {self.hidden_size}"
             )
+        if self.batch_size == 1 and self.cfg.b and self.stage in ("pipeline", "train"):
+            reason = "a single video has no negatives for the contrastive loss"
+            problems.append(f"'batch_size' must be 2 or more unless 'cfg.b' is 0, found 1: {reason}")
         for name in {"pretrain": ("p1",), "test": ()}.get(self.stage, ("p1", "p2")):
             p = getattr(self.cfg, name)
             hidden = n_hidden_frames(n_frames, p)
@@ -78,7 +81,7 @@ def train_model(settings: WSCHSettings, run: Run) -> Path:
     Raises:
         BadInput: the training set cannot be used, or a loss is not finite.
     """
-    if run.is_done():
+    if run.is_trained():
         return run.end()
     config, device = settings.config, open_device(settings)
     store = open_training_set(settings, device)
@@ -123,7 +126,6 @@ SYSTEM = System(
     settings=WSCHSettings,
     stages=("pipeline", "pretrain", "train", "test"),
     tested=("train", "pretrain"),
-    ks=(5, 20, 40, 60, 80, 100),
     network=model,
     fresh_network=fresh_network,
 )

@@ -15,6 +15,7 @@ from engine.feed import count_training_videos, encode, open_training_set
 from engine.loop import Pass, Stage, Step, run_stage
 from engine.runs import Run
 from formats.files import BadInput
+from metrics import sign
 from model import cluster_loss, contrastive_loss, reconstruction_loss
 from pretrain import WSCHSettings, masked
 
@@ -36,11 +37,12 @@ def train_model(settings: WSCHSettings, run: Run, pretrained: Path | None = None
         BadInput: training set or checkpoint cannot be used, there are more centers than codes, or a loss is
             not finite.
     """
-    if run.is_done():
+    if run.is_trained():
         return run.end()
     cfg, device = settings.cfg, open_device(settings)
-    path = Path(pretrained or run.started_with("weights") or find_weights(settings, STARTS_FROM))
-    weights = load_weights(path, settings, STARTS_FROM, model, to_train=True)
+    path = pretrained or run.started_with("weights")
+    path = path or find_weights(settings, STARTS_FROM, model, to_train=True)
+    weights = load_weights(Path(path), settings, STARTS_FROM, model, to_train=True)
     check_clusters(settings)
     store = open_training_set(settings, device)
     net = weights.net
@@ -57,10 +59,10 @@ def train_model(settings: WSCHSettings, run: Run, pretrained: Path | None = None
         _, masks = draw_views(rng, len(store), store.shape[1], cfg.p1)
 
         def codes_of(frames: Tensor, rows: slice) -> Tensor:
-            codes = net.embed(frames, masks[:, rows].flatten(0, 1)).sign().char()  # (2B, b)
+            codes = sign(net.embed(frames, masks[:, rows].flatten(0, 1)))  # (2B, b)
             return torch.stack(codes.chunk(2), dim=1)  # (B, 2, b)
 
-        codes = encode(store, codes_of, device, settings, "codes of both views")  # (N, 2, b)
+        codes = encode(store, codes_of, device, settings, "codes of both views", torch.int8)  # (N, 2, b)
         codes = codes.transpose(0, 1).flatten(0, 1).to(device)  # (2N, b), view 1 first
         start = net.centers if epoch else None
         seed = torch.Generator().manual_seed(int(rng.integers(2**62)))
@@ -91,8 +93,12 @@ def train_model(settings: WSCHSettings, run: Run, pretrained: Path | None = None
         Pass("contrastive", masked(store, cfg.p2), contrastive),
     ]
     moments = "" if weights.optimizer is not None else " (without Adam's moments: the file has none)"
-    note = f"starts from {path}{moments}; {store.place}"
+    note = f"starts from {path} ({weights.origin}){moments}; {store.place}"
     run.start(note, **environment(device), videos=len(store), weights=str(path))
+    for difference in weights.differs:
+        run.say(f"{path}: {difference}")
+    if cfg.b and len(store) % settings.batch_size == 1:
+        run.say("the last batch of a pass holds one video: its contrastive loss is 0, it has no negatives")
     run_stage(run, Stage(net, optimizer, store, passes, settings.max_iter[1], lambda _: settings.lr))
     return run.end()
 

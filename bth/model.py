@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from formats.files import BadInput
 from formats.weights import build_network, read_published
-from metrics import binarize
+from metrics import binarize, sign
 
 DROPOUT = 0.1
 
@@ -135,7 +135,7 @@ class BTH(nn.Module):
         Returns:
             Codes in {-1, 0, +1} (zeros are ties, possible when L is even), (B, b).
         """
-        return self._frame_codes(self._encode(frames, 0.0)).mean(1).sign()  # (B, b)
+        return sign(self._frame_codes(self._encode(frames, 0.0)).mean(1))  # (B, b)
 
     @torch.no_grad()
     def latent(self, frames: Tensor) -> Tensor:
@@ -276,8 +276,8 @@ def load_published(source: str | Path | Mapping, name: str = "state dict") -> BT
         BadInput: the file cannot be read, is a checkpoint of ours, or its names or weights are not those of a
             BTH network.
     """
-    source, name = read_published(source, name)
-    state = {key: value for key, value in source.items() if key not in _IGNORED}
+    state, name = read_published(source, name)
+    state = {key: value for key, value in state.items() if key not in _IGNORED}
     return build_network(_sized, state, PUBLISHED_NAMES, name)
 
 

@@ -1,7 +1,7 @@
 """The whole of BTH: mask-only training, preparation, full training and test in turn."""
 
 from bth import prepare, pretrain, test, train
-from bth.settings import SYSTEM, BTHSettings
+from bth.settings import BTHSettings
 from engine.evaluation import check_splits
 from engine.runs import Run
 
@@ -18,7 +18,7 @@ def train_model(settings: BTHSettings, first: Run, second: Run, third: Run, four
         BadInput: any of the files cannot be used; known before the first epoch where it can be.
     """
     prepare.check_inputs(settings)
-    check_splits(SYSTEM, settings)
+    check_splits(settings)
     mask_only = pretrain.train_model(settings, first)
     prepare.train_model(settings, second, mask_only)
     trained = train.train_model(settings, third, mask_only)

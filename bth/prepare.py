@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bth import model
-from bth.prepared import FROM_LATENTS, MIN_ANCHORS, Prepared, digest, features_stamp, make, network_stamp
+from bth.prepared import FROM_LATENTS, MIN_ANCHORS, Prepared, features_stamp, make, network_stamp
 from bth.settings import BTHSettings
 from bth.similarity import BLOCK, TagRows, similarity_blocks, write_similarity
 from cluster import kmeans, nearest
@@ -26,6 +26,7 @@ from engine.device import check_stop, environment, open_device
 from engine.feed import count_training_videos, encode
 from engine.runs import Run
 from formats.files import BadInput, check_folder, progress
+from formats.weights import digest
 
 MAX_UPDATES = 16  # rounds of k-means
 SPARE = 3  # anchors looked at beyond the nearest k, for what float32 rounds away
@@ -71,7 +72,7 @@ def train_model(settings: BTHSettings, run: Run, mask_only: Path | None = None) 
     if not all(map(prepared.is_published, FROM_LATENTS)):  # what is wrong shows before a run begins
         prepared.check_latents(mask_only)
         _ = prepared.latents
-    if not run.is_done():  # else look again: another run may have used the same files since
+    if not run.find_event("end"):  # else look again: another run may have used the same files since
         run.start(**environment(torch.device("cpu")), videos=n_videos)
     paths = prepared.paths
 

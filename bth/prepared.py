@@ -6,7 +6,6 @@ without the attribute is a published one and is taken as it is.
 Axes: N training videos, H latent width, m anchors.
 """
 
-import hashlib
 import itertools
 from collections.abc import Callable
 from functools import cached_property
@@ -23,6 +22,7 @@ from bth.similarity import BLOCK, GRAPH_SIZES, Similarity
 from engine.checkpoint import load_weights
 from engine.device import check_stop
 from formats.files import BadInput, expand, progress, write_whole
+from formats.weights import digest
 
 MADE_FROM = "made_from"  # the attribute
 FROM_LATENTS = ("anchors", "train_assit", "sim_matrix")  # the files that stage bth.prepare makes
@@ -261,11 +261,3 @@ def network_stamp(settings: BTHSettings, checkpoint: Path) -> str:
 def features_stamp(settings: BTHSettings) -> str:
     """How a file says that it was made from these training videos: names and sizes, so files may be moved."""
     return f"features {[(path.name, path.stat().st_size) for path in settings.config.train.features]}"
-
-
-def digest(*arrays: Tensor) -> str:
-    """A fingerprint of tensors."""
-    found = hashlib.sha256()
-    for array in arrays:
-        found.update(array.cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()[:16]

@@ -27,7 +27,7 @@ def train_model(settings: BTHSettings, run: Run) -> Path:
         BadInput: the training set cannot be used, a file cannot be written, or a loss is not finite.
     """
     config, device = settings.config, open_device(settings)
-    if run.is_done():  # but look at the latents: another run may have written its own since
+    if run.is_trained():  # but look at the latents: another run may have written its own since
         write_latents(settings, open_store(config, config.train, "disk", device), run.weights, run.say)
         return run.end()
     store = open_training_set(settings, device)

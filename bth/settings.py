@@ -47,6 +47,9 @@ class BTHSettings(Settings):
     lr: float = setting(3e-4, "Adam's learning rate, which decays in steps", positive, "above 0")
     batch_size: int = setting(256, "videos in a batch; pairs in bth.train", positive, "1 or more")
     hidden_size: int = setting(256, "width H of the transformer", size, "even")
+    ks: tuple[int, ...] = setting(
+        (5, 10, 20, 40, 60, 80, 100), "cuts K of mAP@K", lambda v: min(v) >= 1, "whole numbers from 1 on"
+    )
     bth: Own = field(default_factory=Own)
 
     def problems(self) -> list[str]:
@@ -80,7 +83,6 @@ SYSTEM = System(
     settings=BTHSettings,
     stages=("bth.pipeline", "bth.pretrain", "bth.prepare", "bth.train", "bth.test"),
     tested=("bth.train", "bth.pretrain"),
-    ks=(5, 10, 20, 40, 60, 80, 100),
     network=model,
     fresh_network=fresh_network,
 )

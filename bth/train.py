@@ -34,7 +34,7 @@ def train_model(settings: BTHSettings, run: Run, mask_only: Path | None = None) 
     Raises:
         BadInput: training set, prepared files or checkpoint cannot be used, or a loss is not finite.
     """
-    if run.is_done():
+    if run.is_trained():
         return run.end()
     config, device, bth = settings.config, open_device(settings), settings.bth
     store = open_training_set(settings, device)
@@ -43,11 +43,13 @@ def train_model(settings: BTHSettings, run: Run, mask_only: Path | None = None) 
     anchors, pseudo_label, similarity = prepared.anchors, prepared.pseudo_label, prepared.similarity
     path = run.started_with("weights")
     if path is None and settings.weight_path is not None:
-        path = str(find_weights(settings, STARTS_FROM))
+        path = str(find_weights(settings, STARTS_FROM, model, to_train=True))
+    start, differs = "fresh weights", []
     if path is None:
         net = fresh_network(settings, config.feature_size)
     else:
-        net = load_weights(Path(path), settings, STARTS_FROM, model, to_train=True).net
+        weights = load_weights(Path(path), settings, STARTS_FROM, model, to_train=True)
+        net, start, differs = weights.net, f"{path} ({weights.origin})", weights.differs
         net.bfloat16 = settings.precision == "bfloat16"
     net.to(device)
 
@@ -75,9 +77,11 @@ def train_model(settings: BTHSettings, run: Run, mask_only: Path | None = None) 
             "cluster": bth.cluster_weight * pull,
         }
 
-    start, source = path or "fresh weights", f"{len(anchors)} anchors of {prepared.paths['anchors']}"
+    source = f"{len(anchors)} anchors of {prepared.paths['anchors']}"
     note = f"starts from {start}; {source}; {store.place}"
     run.start(note, **environment(device), videos=len(store), weights=path)
+    for difference in differs:
+        run.say(f"{path}: {difference}")
     optimizer = torch.optim.Adam(net.parameters(), settings.lr, fused=True)
     passes = [Pass("pairs", draw, loss)]
     inputs = prepared.inputs()

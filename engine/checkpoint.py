@@ -1,13 +1,15 @@
-"""The one checkpoint format, whole or not at all, and strict loading: every disagreement is named.
+"""Which checkpoint a run starts from, and strict loading: every disagreement is named.
 
-A checkpoint is a dict of plain data: ``stage``, ``sizes``, ``settings``, ``inputs`` (what the run read),
-``model`` (state dict), ``optimizer`` (Adam), ``position`` (epoch, pass, batch: where to go on), ``sums`` and
-``losses`` (of the pass and the epoch under way), ``seconds`` (of the epoch) and ``logs`` (lengths of both
-logs). A published checkpoint is accepted where weights are read.
+A checkpoint is a dict of plain data: ``stage``, ``sizes``, ``settings``, ``dataset`` (its JSON), ``launch``
+(whose it is), ``inputs`` (what the run read), ``model`` (state dict) and its ``digest``, ``optimizer``
+(Adam), ``position`` (epoch, pass, batch: where to go on), ``sums`` and ``losses`` (of the pass and the epoch
+under way), ``seconds`` (of the epoch) and ``logs`` (lengths of both logs). A published checkpoint is accepted
+where weights are read.
 """
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -15,8 +17,9 @@ from types import ModuleType
 import torch
 from torch import nn
 
+from data import open_store
 from engine.settings import Settings
-from formats.files import BadInput, expand, write_whole
+from formats.files import BadInput, expand
 from formats.weights import checked_weight, read_checkpoint
 
 
@@ -27,47 +30,71 @@ class Weights:
     path: Path
     net: nn.Module
     optimizer: Mapping | None  # Adam's state
-    stage: str | None  # None: a published checkpoint, which does not say
+    origin: str  # what it was trained on, and its seed, in words
+    differs: list[str]  # in what this is not the run's own
 
 
-def save_checkpoint(path: Path, content: Mapping) -> None:
-    """Write a checkpoint, whole or not at all.
-
-    Raises:
-        BadInput: it cannot be written; the previous one, if any, is intact.
-    """
-    write_whole(path, lambda temporary: torch.save(content, temporary))
-
-
-def find_weights(settings: Settings, stages: tuple[str, ...]) -> Path:
+def find_weights(
+    settings: Settings, stages: tuple[str, ...], network: ModuleType, to_train: bool = False
+) -> Path:
     """The checkpoint that ``weight_path`` means: the file, or in a folder the newest finished one that fits.
+
+    In ``result_weight_dir``, where nobody named a folder, one fits if it is of the run's dataset and sizes
+    and, where training goes on from it, seed. In a folder that the user named sizes are enough, and it may
+    be a published one.
 
     Args:
         settings: of the run.
         stages: the stages whose checkpoints fit.
+        network: the module of the network, with ``load_published``.
+        to_train: the run goes on training it.
 
     Raises:
-        BadInput: there is none.
+        BadInput: none fits; names the nearest, and what differs.
     """
-    path = expand(settings.weight_path or settings.result_weight_dir)
-    if not path.is_dir():
-        return path
-    pattern = f"<run>_{settings.hashcode_size}.pth"
-    names = {int(match[1]): found for found in path.iterdir()
-             if (match := re.fullmatch(rf"([0-9]+)_{settings.hashcode_size}\.pth", found.name))}  # fmt: skip
-    for _, found in sorted(names.items(), reverse=True):
-        if read_checkpoint(found).get("stage") in stages:
-            return found
-    wanted = f"{' or '.join(stages)} with {settings.hashcode_size} bits ({pattern})"
-    raise BadInput(f"{path}: no finished checkpoint of {wanted}; set weight_path")
+    folder = expand(settings.weight_path or settings.result_weight_dir)
+    if not folder.is_dir():
+        return folder
+    numbers = {int(match[1]): path for path in folder.iterdir()
+               if (match := re.fullmatch(rf"([0-9]+)_{settings.hashcode_size}\.pth", path.name))}  # fmt: skip
+    others = []  # what differs, and the checkpoint
+    for _, path in sorted(numbers.items(), reverse=True):
+        content = read_checkpoint(path, whole=False)
+        if content.get("stage") not in stages:
+            continue
+        check_ours(content, path)
+        problems = wrong_sizes(content["sizes"], settings, to_train)
+        if settings.weight_path is None:
+            problems += not_its_own(content, settings, to_train)
+        if not problems:
+            return path
+        others.append((problems, path))
+    if settings.weight_path is not None:
+        published = list(published_files(folder, settings, network, to_train))
+        if len(published) == 1:
+            return published[0]
+        if published:
+            names = ", ".join(path.name for path in published[:5])
+            raise BadInput(f"{folder}: {len(published)} published checkpoints fit ({names}); name one")
+    wanted = f"{' or '.join(stages)} that fits (<run>_{settings.hashcode_size}.pth)"
+    hint = "set weight_path"
+    if others:
+        problems, path = min(others, key=lambda other: len(other[0]))
+        hint = f"the nearest is {path}, but {'; '.join(problems)}; set weight_path to take it all the same"
+    raise BadInput(f"{folder}: no finished checkpoint of {wanted}; {hint}")
+
+
+def published_files(folder: Path, settings: Settings, network: ModuleType, to_train: bool) -> Iterator[Path]:
+    """The published checkpoints of a folder whose network and sizes fit."""
+    for path in sorted(folder.glob("*.pth")):
+        content = read_checkpoint(path, whole=False)
+        with contextlib.suppress(BadInput):  # of another system, or ours
+            if not wrong_sizes(network.load_published(content, str(path)).sizes, settings, to_train):
+                yield path
 
 
 def load_weights(
-    path: Path,
-    settings: Settings,
-    stages: tuple[str, ...],
-    network: ModuleType,
-    to_train: bool = False,
+    path: Path, settings: Settings, stages: tuple[str, ...], network: ModuleType, to_train: bool = False
 ) -> Weights:
     """Read a network, ours or published, every size off its weights; what contradicts the settings is named.
 
@@ -88,23 +115,77 @@ def load_weights(
         net = network.load_published(content, str(path))
     elif stage not in stages:
         raise BadInput(f"{path}: a checkpoint of stage {stage}, expected one of {' or '.join(stages)}")
-    elif not isinstance(content.get("optimizer"), Mapping):
-        raise BadInput(f"{path}: no state of the optimizer")
     else:
+        check_ours(content, path)
         net = network.from_state(content.get("model"), str(path))
-    sizes, config = net.sizes, settings.config
+    if problems := wrong_sizes(net.sizes, settings, to_train):
+        raise BadInput(f"{path}: {'; '.join(problems)}")
+    if "stage" not in content:
+        return Weights(path, net, content.get("optimizer"), "published weights, which do not say of what", [])
+    differs = not_its_own(content, settings, to_train)
+    return Weights(path, net, content["optimizer"], origin(content), differs)
+
+
+def check_ours(content: Mapping, path: Path) -> None:
+    """See that a checkpoint that bears a stage also has what is read of it.
+
+    Raises:
+        BadInput: it has not.
+    """
+    parts = {key: content.get(key) for key in ("settings", "inputs", "sizes", "optimizer")}
+    inner = {"settings": ("data_set_config", "seed"), "inputs": ("features",)}
+    for key, part in parts.items():
+        if not isinstance(part, Mapping) or not all(name in part for name in inner.get(key, ())):
+            raise BadInput(f"{path}: not a checkpoint of this package: its '{key}' is missing or damaged")
+
+
+def wrong_sizes(sizes: Mapping[str, int], settings: Settings, to_train: bool) -> list[str]:
+    """In what a network of these sizes contradicts the settings, or the width of the dataset's features."""
+    config = settings.config
     problems = []
-    if sizes["input_size"] != config.feature_size:
+    if sizes.get("input_size") != config.feature_size:
         problems.append(
-            f"its features are {sizes['input_size']} wide, those of {config.path} {config.feature_size}"
+            f"its features are {sizes.get('input_size')} wide, those of {config.path} {config.feature_size}"
         )
     for name in sizes.keys() - {"input_size"}:
         wanted = settings.get(name)
         if sizes[name] != wanted and (to_train or name in settings.given):
             problems.append(f"its {name} is {sizes[name]}, the settings say {wanted}")
-    if problems:
-        raise BadInput(f"{path}: {'; '.join(sorted(problems))}")
-    return Weights(path, net, content.get("optimizer"), stage)
+    return sorted(problems)
+
+
+def not_its_own(content: Mapping, settings: Settings, to_train: bool) -> list[str]:
+    """In what a checkpoint of ours is not the run's: the dataset, its features and, to train on, the seed."""
+    config, problems = settings.config, []
+    name, seed = trained_on(content)
+    if name not in (config.dataset, str(config.path)):
+        problems.append(f"its dataset is {name}, this run's {config.dataset} ({config.path})")
+    elif (features := training_features(settings)) is not None:
+        then = content["inputs"]["features"]
+        if any(then[key] != features[key] for key in then.keys() & features.keys()):
+            problems.append(f"it was trained on other features than {config.train.features[0]}")
+    if to_train and seed != settings.seed:
+        problems.append(f"its seed is {seed}, this run's {settings.seed}")
+    return problems
+
+
+def training_features(settings: Settings) -> dict | None:
+    """The facts of the dataset's training videos; None where they are not at hand."""
+    with contextlib.suppress(BadInput):
+        return open_store(settings.config, settings.config.train, "disk", "cpu").facts
+    return None
+
+
+def trained_on(content: Mapping) -> tuple[str, int]:
+    """Name of the dataset, or the path of its JSON in checkpoints of version 1.0.0, and seed."""
+    dataset, settings = content.get("dataset", {}), content["settings"]
+    return dataset.get("dataset", settings["data_set_config"]), settings["seed"]
+
+
+def origin(content: Mapping) -> str:
+    """What a checkpoint of ours was trained on, in words."""
+    name, seed = trained_on(content)
+    return f"{content['stage']} on {name}, seed {seed}"
 
 
 def load_moments(optimizer: torch.optim.Optimizer, saved: Mapping, path: Path) -> None:

@@ -31,7 +31,7 @@ class Splits(NamedTuple):
     query_labels: np.ndarray  # (Q, num_class)
 
 
-def open_splits(system: System, settings: Settings, memory: str | None = None) -> Splits:
+def open_splits(settings: Settings, memory: str | None = None) -> Splits:
     """Open database and queries with their labels.
 
     Raises:
@@ -41,22 +41,24 @@ def open_splits(system: System, settings: Settings, memory: str | None = None) -
     memory = memory or settings.memory
     database = open_store(config, config.test, memory, "cpu")
     labels = load_labels(config, config.test, len(database))
-    k = max(system.ks)
+    k = max(settings.ks)
     if len(database) < k:
-        raise BadInput(f"{config.path}: mAP@{k} needs a database of {k} videos, found {len(database)}")
+        raise BadInput(
+            f"{config.path}: mAP@{k} needs a database of {k} videos, found {len(database)}; set smaller 'ks'"
+        )
     if config.query_is_database:
-        return Splits(database, database, labels, load_labels(config, config.query, len(database)))
+        return Splits(database, database, labels, labels)
     query = open_store(config, config.query, memory, "cpu")
     return Splits(database, query, labels, load_labels(config, config.query, len(query)))
 
 
-def check_splits(system: System, settings: Settings) -> None:
+def check_splits(settings: Settings) -> None:
     """Read database and queries once, before training: what is wrong with them should not show after it.
 
     Raises:
         BadInput: a file cannot be used, or a feature is not finite.
     """
-    splits = open_splits(system, settings, memory="disk")
+    splits = open_splits(settings, memory="disk")
     for store in (splits.database, splits.query):
         if not store.checked.all():
             for rows in store.blocks("checking database and queries"):
@@ -82,42 +84,50 @@ def run_test(
     Raises:
         BadInput: a split, its labels or a checkpoint cannot be used.
     """
-    if run.is_done():
+    if run.is_tested():
         return {}
     device, config = open_device(settings), settings.config
-    splits = open_splits(system, settings)
+    splits = open_splits(settings)
     if not weights and not (weights := run.started_with("weights")):
-        found = find_weights(settings, system.tested)
+        found = find_weights(settings, system.tested, system.network)
         weights = {found.name: found}
-    nets = {
-        name: load_weights(Path(path), settings, system.tested, system.network).net
-        if path
-        else system.fresh_network(settings, config.feature_size)
-        for name, path in weights.items()
-    }
+    nets, origins, differs = {}, {}, []
+    for name, path in weights.items():
+        if path:
+            loaded = load_weights(Path(path), settings, system.tested, system.network)
+            nets[name], origins[name] = loaded.net, loaded.origin
+            differs += [f"{path}: {difference}" for difference in loaded.differs]
+        else:
+            nets[name], origins[name] = system.fresh_network(settings, config.feature_size), "initial weights"
     run.start(**environment(device), weights={name: str(path) for name, path in weights.items() if path})
     for name, path in weights.items():
-        run.say(f"{name}: {path or 'initial weights'}")
+        run.say(f"{name}: {path} ({origins[name]})" if path else f"{name}: {origins[name]}")
+    for difference in differs:
+        run.say(difference)
     results, zeros, distinct = {}, {}, {}
     for name, net in nets.items():
         net.bfloat16 = settings.precision == "bfloat16"
         net.to(device).eval()
-        results[name], zeros[name], distinct[name] = evaluate_network(net, splits, system.ks, settings, name)
+        results[name], zeros[name], distinct[name] = evaluate_network(net, splits, settings, name)
     first, *others = results
     judged = results[first]
     bits = nets[first].sizes["hashcode_size"]
-    published = published_row(system.name, config.dataset, bits)
+    published, protocol = published_row(system.name, config.dataset, bits)
+    comparable = protocol == config.protocol
     run.event(
         "result",
         stage=run.stage,
         dataset=config.dataset,
         bits=bits,
+        protocol=config.protocol,
+        weights=str(weights[first]),
+        origin=origins[first],
         mAP=judged.map,
         mAP_tie_expected=judged.tie_averaged_map,
         precision=judged.precision,
         recall=judged.recall,
         chance=judged.chance,
-        published=published,
+        published=published if comparable else {},
         others={name: results[name].map for name in others},
         zero_code_entries=zeros[first],
         distinct_codes=distinct[first],
@@ -132,10 +142,14 @@ def run_test(
         **{name: results[name].map for name in others},
         "chance": judged.chance,
     }
-    if published:
+    if published and comparable:
         rows[f"published {system.name}"] = published
-    title = f"{config.dataset}, {bits} bits, {len(splits.query)} queries, {len(splits.database)} videos"
-    run.say(table(title, rows, system.ks))
+    who = "the database itself" if config.query_is_database else f"{len(splits.query)} queries"
+    title = f"{config.dataset}, {bits} bits, {who}, {len(splits.database)} videos; {first}: {origins[first]}"
+    run.say(table(title, rows, settings.ks))
+    if published and not comparable:
+        how = "every database video queries" if protocol == "database" else "the query file queries"
+        run.say(f"published {system.name}: not shown, as there {how}; --protocol {protocol} compares with it")
     run.say(f"{distinct[first]} distinct codes among the {len(splits.database)} of the database")
     if zeros[first]:
         run.say(f"{zeros[first]} code entries are 0 (frames in a tie); each counts half a bit")
@@ -144,30 +158,30 @@ def run_test(
 
 
 def evaluate_network(
-    net: nn.Module, splits: Splits, ks: tuple[int, ...], settings: Settings, name: str
+    net: nn.Module, splits: Splits, settings: Settings, name: str
 ) -> tuple[Evaluation, int, int]:
     """Retrieval metrics of a network, how many entries of its codes are 0, distinct codes in the database."""
-    database = codes_of(net, splits.database, settings, f"{name}: database")
+    database = codes_of(net, splits.database, settings, f"codes ({name})")
     query = database
     if splits.query is not splits.database:
-        query = codes_of(net, splits.query, settings, f"{name}: queries")
+        query = codes_of(net, splits.query, settings, f"codes ({name})")
     labels = (torch.from_numpy(each) for each in (splits.query_labels, splits.database_labels))
     zeros = sum(
         int((codes == 0).sum()) for codes in {id(codes): codes for codes in (query, database)}.values()
     )
-    return evaluate(query, database, *labels, ks, progress=True), zeros, len(database.unique(dim=0))
+    return evaluate(query, database, *labels, settings.ks, progress=True), zeros, len(database.unique(dim=0))
 
 
 def codes_of(net: nn.Module, store: FeatureStore, settings: Settings, description: str) -> Tensor:
     """Codes of all videos of a store, (N, b) int8 in {-1, 0, +1}."""
     device = next(net.parameters()).device
-    return encode(store, lambda frames, _: net.hash(frames).char(), device, settings, description)
+    return encode(store, lambda frames, _: net.hash(frames), device, settings, description, torch.int8)
 
 
-def published_row(system: str, dataset: str, bits: int) -> dict[int, float]:
-    """The published mAP@K of a system by K; empty where there is none."""
+def published_row(system: str, dataset: str, bits: int) -> tuple[dict[int, float], str | None]:
+    """The published mAP@K of a system by K, and its protocol; empty where there is none."""
     rows = read_json(PUBLISHED).get(system, {}).get(dataset, {})
-    return {int(k): value for k, value in rows.get(str(bits), {}).items()}
+    return {int(k): value for k, value in rows.get(str(bits), {}).items()}, rows.get("protocol")
 
 
 def table(title: str, rows: Mapping[str, Mapping[int, float]], ks: tuple[int, ...]) -> str:

@@ -16,7 +16,7 @@ from data import FeatureStore, open_store
 from engine.device import check_stop
 from engine.settings import Settings
 from formats.dataset import DatasetConfig
-from formats.files import expand, progress
+from formats.files import BadInput, expand, progress
 
 Batch = tuple[Tensor, ...]
 Fetch = Callable[[slice], Batch]  # the batch that stands at these places in the order of a pass
@@ -80,6 +80,7 @@ def encode(
     device: torch.device,
     settings: Settings,
     description: str,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Apply a function to all videos in file order, in large batches, without gradient.
 
@@ -88,10 +89,14 @@ def encode(
         function: from frames (B, L, D) on the device and their rows to a tensor whose rows are the videos.
         device: where to compute.
         settings: of the run.
-        description: for the progress bar.
+        description: of what is computed, for the progress bar and errors.
+        dtype: of the result; None: as the function gives it.
 
     Returns:
         The rows of all videos on the CPU, (N, ...).
+
+    Raises:
+        BadInput: what the function gives for a video is not finite.
     """
     size = settings.batch_size * (1 if device.type == "cpu" else 4)  # a CPU's caches prefer smaller ones
     slices = [slice(start, min(start + size, len(store))) for start in range(0, len(store), size)]
@@ -104,6 +109,12 @@ def encode(
     with torch.no_grad():
         batches = progress(read_ahead(fetch, slices, workers, device), description, total=len(slices))
         for rows, (frames,) in zip(slices, batches, strict=True):
-            parts.append(function(to_device(frames, device), rows))
+            part = function(to_device(frames, device), rows)
+            finite = part.isfinite().reshape(len(part), -1).all(1)
+            if not finite.all():
+                video = store.name_of(rows.start + int(finite.int().argmin()))
+                reason = "features or weights too large for float32?"
+                raise BadInput(f"{video}: not finite: {description} ({reason})")
+            parts.append(part.to("cpu", dtype))
             check_stop()
-    return torch.cat([part.cpu() for part in parts])
+    return torch.cat(parts)

@@ -2,18 +2,23 @@
 
 import argparse
 import importlib
+import io
 import json
 import shlex
 import sys
+import typing
 from collections.abc import Callable, Mapping
 from dataclasses import Field
 from typing import Any
+
+import torch
 
 from engine.demo import make_demo
 from engine.device import STOP, Interrupted
 from engine.runs import Launch, find_unfinished, jsonl
 from engine.settings import Settings, differences, fields
-from engine.systems import System, resolve, stage_names, system_of
+from engine.systems import System, resolve, stage_names, system_of, systems
+from formats.dataset import FILE_KEYS
 from formats.files import BadInput, clean_temporaries, expand, unknown_keys
 
 
@@ -29,6 +34,9 @@ def launch(train_model: Callable, form: Mapping[str, Any], arguments: list[str])
         The exit status: 0 done, 2 bad input, 130 or 143 stopped by SIGINT or SIGTERM.
     """
     runs: Launch | None = None
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show costs no table
+            stream.reconfigure(errors="backslashreplace")
     with STOP:
         try:
             form = {"stage": train_model.__module__, **form}
@@ -41,12 +49,22 @@ def launch(train_model: Callable, form: Mapping[str, Any], arguments: list[str])
         except (BadInput, OSError) as error:  # a folder removed while running, a name too long, ...
             print("error:", " ".join(str(error).split()), file=sys.stderr)
             return 2
+        except (MemoryError, RuntimeError) as error:
+            if not is_allocation(error):
+                raise
+            print("error: out of memory; a smaller batch_size needs less, and 'memory' disk", file=sys.stderr)
+            return 2
         except (Interrupted, KeyboardInterrupt):
             number = STOP.number or 2
             begun = runs is not None and runs.numbers
             how = how_to_resume(runs.numbers[0], runs.settings) if begun else "nothing was begun"
             print(f"stopped; {how}", file=sys.stderr)
             return 128 + number
+
+
+def is_allocation(error: Exception) -> bool:
+    """Whether there was too little memory, of a GPU or of the machine."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def started(form: Mapping[str, Any], arguments: list[str], first: argparse.Namespace) -> Launch:
@@ -86,17 +104,27 @@ def resumed(form: Mapping[str, Any], arguments: list[str], first: argparse.Names
     stage = record["settings"]["stage"]
     system = system_of(stage)
     known = fields(system.settings)
+    everyones = {name for each in systems() for name in fields(each.settings)}
+    if unknown := record["options"].keys() - everyones:
+        raise BadInput(
+            f"--resume: run {record['runs'][0]} was started with an unknown option: {min(unknown)}"
+        )
     options = {name: value for name, value in record["options"].items() if name in known}
     options |= parse(arguments, form, system)
     settings = resolve({**form, "stage": stage}, options)
     changed = settings.changes_since(record["settings"])
     if "dataset" in record:  # logs of older versions lack it
-        changed += differences(record["dataset"], settings.config.facts)
+        then, now = (  # files may be moved
+            {key: value for key, value in facts.items() if key not in FILE_KEYS}
+            for facts in (record["dataset"], settings.config.facts)
+        )
+        changed += differences(then, now)
     if changed:
         raise BadInput(
             f"--resume: run {record['runs'][0]} was started with other settings: {'; '.join(changed)}"
         )
-    return Launch(settings, tuple(record["stages"]), record["options"], tuple(record["runs"]), lock)
+    return Launch(settings, tuple(record["stages"]), record["options"], tuple(record["runs"]),
+                  record.get("launch"), lock)  # fmt: skip
 
 
 def first_look(arguments: list[str]) -> argparse.Namespace:
@@ -139,7 +167,7 @@ def parse(arguments: list[str], form: Mapping[str, Any], system: System) -> dict
         stated = (form.get(group) or {}).get(key) if group else form.get(name)
         default = show(item.default if stated is None else stated)
         text = f"{item.metadata['description']}\ndefault: {default}"
-        parser.add_argument(f"--{name}", metavar=key.upper(), nargs=2 if name == "max_iter" else None,
+        parser.add_argument(f"--{name}", metavar=key.upper(), nargs=n_values(item),
                             help=text.replace("%", "%%"))  # fmt: skip
     found, unknown = parser.parse_known_args(arguments)
     if unknown:
@@ -151,6 +179,14 @@ def parse(arguments: list[str], form: Mapping[str, Any], system: System) -> dict
     values = vars(found)
     del values["resume"]
     return {name: value_of(known[name], text) for name, text in values.items() if text is not None}
+
+
+def n_values(item: Field) -> int | str | None:
+    """How many values an option takes, as argparse wants to hear it."""
+    if typing.get_origin(item.type) is not tuple:
+        return None
+    kinds = typing.get_args(item.type)
+    return "+" if kinds[-1] is Ellipsis else len(kinds)
 
 
 class Parser(argparse.ArgumentParser):

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from data import FeatureStore, generator
-from engine.checkpoint import load_moments, save_checkpoint
+from engine.checkpoint import load_moments
 from engine.device import STOP, check_stop
 from engine.feed import Fetch, read_ahead, to_device
 from engine.runs import Run
 from engine.settings import differences
 from formats.files import BadInput, progress
-from formats.weights import read_checkpoint
+from formats.weights import read_checkpoint, save_checkpoint
 
 
 @dataclass(frozen=True)
@@ -211,6 +211,8 @@ class Loop:
             "stage": self.log.stage,
             "sizes": self.stage.net.sizes,
             "settings": self.settings.as_dict(),
+            "dataset": self.settings.config.facts,
+            "launch": self.log.launch.id,
             "inputs": self.inputs,
             "model": self.stage.net.state_dict(),
             "optimizer": self.stage.optimizer.state_dict(),
@@ -245,8 +247,12 @@ class Loop:
         """
         path = self.log.part
         content = read_checkpoint(path)
-        if content.keys() != self.content().keys() or content["stage"] != self.log.stage:
+        since_then = {"dataset", "launch"}  # keys that version 1.0.0 had not
+        missing = self.content().keys() - content.keys() - since_then
+        if missing or content["stage"] != self.log.stage:
             raise BadInput(f"{path}: not a checkpoint of {self.log.stage} under way")
+        if not self.log.owns(content):
+            raise BadInput(f"{path}: a checkpoint of another run with the same number")
         try:
             changed = self.settings.changes_since(content["settings"])
             changed += differences(content["inputs"], self.inputs)

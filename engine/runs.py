@@ -2,15 +2,19 @@
 
 One start of the program is a *launch* of one or more runs in a row (a pipeline takes one number for each of
 its stages). The first line of its first run's JSON lines, written whole or not at all, reserves all numbers
-and keeps its settings. A run is finished when its log has an ``end``, a launch when its last run is.
+and keeps its settings; ``weight/<n>.reserved`` keeps them from launches that log elsewhere, until the launch
+has ended. A launch has ended when the log of its last run has an ``end``.
 """
 
 import contextlib
+import errno
 import fcntl
+import functools
 import json
 import os
 import re
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +24,7 @@ from tqdm import tqdm
 
 from engine.settings import Settings
 from formats.files import BadInput, check_folder, clean_temporaries, expand, write_whole
+from formats.weights import read_checkpoint
 
 
 @dataclass
@@ -30,12 +35,18 @@ class Launch:
     stages: tuple[str, ...]
     options: dict[str, Any]  # of the command line, as they were given
     numbers: tuple[int, ...] = ()  # empty: not reserved yet
+    id: str | None = None  # also in its checkpoints; None in launches of version 1.0.0
     lock: IO | None = None  # held while a process works on the launch
 
     @property
     def log_dir(self) -> Path:
         """Where the logs are."""
         return expand(self.settings.result_log_dir)
+
+    @property
+    def weight_dir(self) -> Path:
+        """Where the checkpoints are."""
+        return expand(self.settings.result_weight_dir)
 
     @property
     def runs(self) -> list["Run"]:
@@ -48,35 +59,76 @@ class Launch:
         Raises:
             BadInput: the log or the weight folder cannot be written to.
         """
-        weight_dir = expand(self.settings.result_weight_dir)
-        for folder in (self.log_dir, weight_dir):
+        for folder in (self.log_dir, self.weight_dir):
             check_folder(folder)
-        with writable_folder(weight_dir):
-            clean_temporaries(weight_dir)
-            used = [int(match[0]) for path in weight_dir.iterdir() if (match := re.match(r"\d+", path.name))]
-        with writable_folder(self.log_dir):
+        with locked_folder(self.log_dir):
+            self.weight_dir.mkdir(parents=True, exist_ok=True)
             clean_temporaries(self.log_dir)
-            used += [int(path.stem) for path in self.log_dir.glob("*.jsonl") if path.stem.isdecimal()]
-            used += [number for record in read_records(self.log_dir) for number in record["runs"]]
-            first = max(used, default=0) + 1
-            self.numbers = tuple(range(first, first + len(self.stages)))
+            clean_temporaries(self.weight_dir)
+            self.numbers, self.id = self.take_numbers(), uuid.uuid4().hex
             record = {"event": "reserved", "time": now(), "runs": self.numbers, "stages": self.stages,
-                      "options": self.options, "settings": self.settings.as_dict(),
+                      "launch": self.id, "options": self.options, "settings": self.settings.as_dict(),
                       "dataset": self.settings.config.facts}  # fmt: skip
-            line = json.dumps(record) + "\n"
-            write_whole(jsonl(self.log_dir, first), lambda path: path.write_text(line, encoding="utf-8"))
-            self.lock = take_lock(self.log_dir, first, wait=True)
+
+            def begin(path: Path) -> None:
+                path.write_text(json.dumps(record) + "\n", encoding="utf-8")
+                self.lock = take_lock(
+                    path
+                )  # before others can see the file; it stays locked under its new name
+
+            write_whole(jsonl(self.log_dir, self.numbers[0]), begin)
+
+    def take_numbers(self) -> tuple[int, ...]:
+        """The next numbers that are free in both folders, marked as taken in the weight folder."""
+        used = [int(path.stem) for path in self.log_dir.glob("*.jsonl") if path.stem.isdecimal()]
+        used += [number for record in read_records(self.log_dir) for number in record["runs"]]
+        while True:
+            names = [path.name for path in self.weight_dir.iterdir()]
+            used += [int(match[0]) for name in names if (match := re.match(r"[0-9]+", name))]
+            first = max(used, default=0) + 1
+            numbers = tuple(range(first, first + len(self.stages)))
+            try:
+                for number in numbers:
+                    with open(self.reservation(number), "x") as file:
+                        file.write(f"{jsonl(self.log_dir, first).absolute()}\n")
+                return numbers
+            except FileExistsError:  # a launch that logs elsewhere was faster
+                continue
+
+    def reservation(self, number: int) -> Path:
+        """What keeps a number in the weight folder until the launch has ended."""
+        return self.weight_dir / f"{number}.reserved"
 
 
-def take_lock(log_dir: Path, first: int, wait: bool = False) -> IO | None:
-    """Lock the launch of run ``first`` for this process; None if another one holds it."""
-    file = open(jsonl(log_dir, first))  # noqa: SIM115 - open, and with it locked, until the process ends
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
+def take_lock(path: Path) -> IO | None:
+    """Lock a file for this process; None if another one holds it."""
+    file = open(path, "r+")  # noqa: SIM115 - open, and with it locked, until the process ends
+    if not flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
         file.close()
         return None
     return file
+
+
+def flock(file: IO, operation: int) -> bool:
+    """Lock a file open for writing (NFS wants that); False if another process holds it.
+
+    Where the file system knows no locks, that is said once, and all go on without.
+    """
+    try:
+        fcntl.flock(file, operation)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        say_without_locks(Path(file.name).parent)
+    return True
+
+
+@functools.cache
+def say_without_locks(folder: Path) -> None:
+    """Say once what follows for a folder without locks."""
+    print(f"{folder}: no file locks here: start runs one by one, and resume none that is under way")
 
 
 def jsonl(log_dir: Path, number: int) -> Path:
@@ -111,11 +163,13 @@ def is_record(record: Any) -> bool:
     runs, stages = record.get("runs"), record.get("stages")
     lists = isinstance(runs, list) and isinstance(stages, list) and len(runs) == len(stages) > 0
     objects = all(isinstance(record.get(key), dict) for key in ("options", "settings"))
-    return lists and objects and all(type(n) is int for n in runs) and all(isinstance(s, str) for s in stages)
+    if not (lists and objects and all(type(n) is int for n in runs) and all(type(s) is str for s in stages)):
+        return False
+    return all(isinstance(record["settings"].get(key), str) for key in ("stage", "result_weight_dir"))
 
 
 @contextlib.contextmanager
-def writable_folder(path: Path) -> Iterator[None]:
+def locked_folder(path: Path) -> Iterator[None]:
     """Make a folder if need be and hold its lock.
 
     Raises:
@@ -123,18 +177,16 @@ def writable_folder(path: Path) -> Iterator[None]:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        folder = os.open(path, os.O_RDONLY)
+        lock = open(path / ".lock", "w")  # noqa: SIM115
     except OSError as error:
         raise BadInput(f"{path}: cannot be written to: {error.strerror}") from None
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
+    with lock:
+        flock(lock, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(folder)
 
 
 def find_unfinished(log_dir: Path, number: int | None = None) -> tuple[dict, IO] | None:
-    """The newest launch that has not finished and that no process works on, or the one with run ``number``.
+    """The newest launch that has not ended and that no process works on, or the one with run ``number``.
 
     Returns:
         What it reserved, and its lock; None if there is none and no number was asked for.
@@ -143,14 +195,17 @@ def find_unfinished(log_dir: Path, number: int | None = None) -> tuple[dict, IO]
         BadInput: run ``number`` does not exist, has finished, or is under way.
     """
     records = [record for record in read_records(log_dir) if number is None or number in record["runs"]]
-    unfinished = [record for record in records if not has_ended(jsonl(log_dir, record["runs"][-1]))]
-    for record in reversed(unfinished):
-        if lock := take_lock(log_dir, record["runs"][0]):
-            return record, lock
-    if number is not None:
-        problem = "has finished" if records else "does not exist"
-        if unfinished:
+    problem = "does not exist"
+    for record in reversed(records):
+        last = jsonl(log_dir, record["runs"][-1])
+        problem = "has finished"
+        if not has_ended(last):
             problem = "is under way in another process"
+            if lock := take_lock(jsonl(log_dir, record["runs"][0])):
+                if not has_ended(last):  # nor while its lock was waited for
+                    return record, lock
+                lock.close()
+    if number is not None:
         raise BadInput(f"--resume {number}: run {number} {problem} (logs in {log_dir})")
     return None
 
@@ -185,19 +240,33 @@ class Run:
     @property
     def weights(self) -> Path:
         """The checkpoint of the finished stage."""
-        return expand(self.settings.result_weight_dir) / f"{self.number}_{self.settings.hashcode_size}.pth"
+        return self.launch.weight_dir / f"{self.number}_{self.settings.hashcode_size}.pth"
 
     @property
     def part(self) -> Path:
         """The checkpoint of the stage under way."""
         return self.weights.with_suffix(".part.pth")
 
-    def is_done(self) -> bool:
-        """Whether the stage has finished, so that a resumed launch goes on to the next one."""
-        if not self.launch.numbers:
+    def owns(self, checkpoint: Mapping) -> bool:
+        """Whether a checkpoint is of this run, and not of another one under the same number."""
+        return checkpoint.get("stage") == self.stage and checkpoint.get("launch") == self.launch.id
+
+    def is_trained(self) -> bool:
+        """Whether the stage has left its finished checkpoint, so that a resumed launch goes on to the next.
+
+        Raises:
+            BadInput: the checkpoint in its place is another run's.
+        """
+        if not self.launch.numbers or not self.weights.exists():
             return False
-        # Killed between the finished checkpoint and the last line of the log, a stage is done all the same.
-        return has_ended(self.jsonl) or (self.weights.exists() and not self.part.exists())
+        if not self.owns(read_checkpoint(self.weights, whole=False)):
+            raise BadInput(f"{self.weights}: of another run with the same number; move it away, then resume")
+        self.part.unlink(missing_ok=True)  # killed between the two
+        return True
+
+    def is_tested(self) -> bool:
+        """Whether the log holds the result and the end of a test."""
+        return bool(self.launch.numbers and has_ended(self.jsonl) and self.find_event("result"))
 
     def start(self, note: str = "", **values: Any) -> None:
         """Take the number and begin the log; when resuming without a checkpoint, begin it again."""
@@ -218,17 +287,24 @@ class Run:
 
     def started_with(self, key: str) -> Any:
         """What the ``start`` of this run's log says of ``key``, for a resumed run; None if there is none."""
+        return (self.find_event("start") or {}).get(key)
+
+    def find_event(self, name: str) -> dict | None:
+        """The first event of a name in this run's log."""
         if not self.launch.numbers or not self.jsonl.exists():
             return None
         for line in self.jsonl.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(ValueError, RecursionError):  # half a line, or none of ours
                 event = json.loads(line)
-                if isinstance(event, dict) and event.get("event") == "start":
-                    return event.get(key)
+                if isinstance(event, dict) and event.get("event") == name:
+                    return event
         return None
 
     def end(self) -> Path:
         """Finish the log, if that is not yet done, and return the stage's checkpoint."""
+        if self.number == self.launch.numbers[-1]:
+            for number in self.launch.numbers:
+                self.launch.reservation(number).unlink(missing_ok=True)
         if not has_ended(self.jsonl):
             content = self.jsonl.read_bytes()
             os.truncate(self.jsonl, content.rfind(b"\n") + 1)  # what a kill may have left of a line
@@ -263,12 +339,12 @@ class Run:
         """Cut both logs back to ``sizes``, by name, else to nothing: what came later will be done again.
 
         Raises:
-            BadInput: a log is shorter than that.
+            BadInput: the JSON lines are shorter than that.
         """
         found = self.log_sizes()
         for path in (self.jsonl, self.txt):
             size = sizes.get(path.name, 0)
-            if found[path.name] < size:
-                raise BadInput(f"{path}: expected {size} bytes to go on from, found {found[path.name]}")
-            if path.exists():
+            if found[path.name] > size:
                 os.truncate(path, size)
+            elif found[path.name] < size and path == self.jsonl:  # a text that was deleted is no loss
+                raise BadInput(f"{path}: expected {size} bytes to go on from, found {found[path.name]}")

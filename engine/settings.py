@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from formats.dataset import DatasetConfig
+from formats.dataset import PROTOCOLS, DatasetConfig
 from formats.files import unknown_keys
 
 
@@ -70,9 +70,18 @@ class Settings:
     batch_size: int = setting(128, "videos in a batch", positive, "1 or more")
     hidden_size: int = setting(1024, "width H of the network", size, "1 or more")
     hashcode_size: int = setting(64, "bits of a hash code", size, "1 or more")
+    ks: tuple[int, ...] = setting(
+        (5, 20, 40, 60, 80, 100), "cuts K of mAP@K", lambda v: min(v) >= 1, "whole numbers from 1 on"
+    )
+    protocol: str | None = setting(
+        None, "who asks: the query file, or every video of the database, which stays in it; None: what the "
+        "dataset JSON says, else the database if it names the same file for both",
+        lambda v: v in PROTOCOLS, "query or database",
+    )  # fmt: skip
     weight_path: str | None = setting(
         None,
-        "checkpoint to start from, or a folder: its newest finished one that fits; None: result_weight_dir",
+        "checkpoint to start from, or a folder: its newest finished one that fits; None: the newest of this "
+        "dataset in result_weight_dir",
     )
     seed: int = setting(3346, "seed of weights, order and masks", lambda v: v >= 0, "0 or more")
     device: str = setting("auto", "where to compute", lambda v: v in DEVICES, "auto, cpu, cuda or mps")
@@ -128,7 +137,7 @@ class Settings:
 
 
 # Settings that every system's block in a dataset JSON may hold, beside the system's own.
-BLOCK_KEYS = ("max_iter", "lr", "batch_size", "hidden_size", "hashcode_size")
+BLOCK_KEYS = ("max_iter", "lr", "batch_size", "hidden_size", "hashcode_size", "ks")
 
 
 def fields(cls: type, prefix: str = "") -> dict[str, dataclasses.Field]:
@@ -158,10 +167,10 @@ def convert(name: str, item: dataclasses.Field, value: Any) -> Any:
     if isinstance(kind, types.UnionType):
         kind = str
     if typing.get_origin(kind) is tuple:
-        valid = (
-            isinstance(value, list | tuple) and len(value) == 2 and all(type(each) is int for each in value)
-        )
-        value, kind_name = tuple(value) if valid else value, "two whole numbers"
+        n = None if typing.get_args(kind)[-1] is Ellipsis else len(typing.get_args(kind))  # None: any number
+        valid = isinstance(value, list | tuple) and len(value) == (n or len(value)) > 0
+        valid = valid and all(type(each) is int for each in value)
+        value, kind_name = tuple(value) if valid else value, "two whole numbers" if n else "whole numbers"
     elif kind is int:
         valid, kind_name = (
             number and value == int(value) if number and abs(value) < 1e18 else False,

@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -20,13 +21,12 @@ from formats.files import BadInput, read_json
 
 
 class System(NamedTuple):
-    """What a system brings: its settings, its stages, its network and its table."""
+    """What a system brings: its settings, its stages, its network."""
 
     name: str  # as in Json/published.json
     settings: type[Settings]
     stages: tuple[str, ...]  # modules with a train_model
     tested: tuple[str, ...]  # the stages among them whose checkpoints can be tested
-    ks: tuple[int, ...]  # the cuts of mAP@K that were published
     network: ModuleType  # with load_published and from_state
     fresh_network: Callable[[Settings, int], nn.Module]  # before training, from settings and feature width
 
@@ -112,6 +112,8 @@ def resolve(form: Mapping[str, Any], options: Mapping[str, Any]) -> Settings:
             read_blocks(path, blocks, problems)
         raise BadInput("; ".join([str(error), *problems])) from None
     stated = read_blocks(path, config.blocks, problems)[system.settings.block] | stated
+    if config.query.features != config.test.features:  # else nobody but the database can ask
+        config = replace(config, protocol=stated.get("protocol", config.protocol))
     settings = build(system.settings, stated, config=config, given=tuple(sorted(stated)))
     problems += settings.problems()
     if problems:

@@ -33,17 +33,19 @@ class DatasetConfig:
     max_frames: int
     blocks: Mapping[str, Mapping] = field(default_factory=dict)  # settings by system, checked by the engine
     facts: Mapping[str, Any] = field(default_factory=dict)  # the JSON without these blocks
+    protocol: str = "query"  # or database
 
     @property
     def query_is_database(self) -> bool:
         """Every database video is a query and stays in the database: it retrieves itself."""
-        return self.query.features == self.test.features
+        return self.protocol == "database"
 
 
-REQUIRED_KEYS = ("dataset", "train", "test", "query", "train_label", "test_label", "query_label",
-                 "num_class", "hidden_size", "max_frames")  # fmt: skip
+FILE_KEYS = ("root", "train", "test", "query", "train_label", "test_label", "query_label")
+REQUIRED_KEYS = ("dataset", *FILE_KEYS[1:], "num_class", "hidden_size", "max_frames")
 # The systems: the block of each in a dataset JSON, and the module whose SYSTEM tells the engine of it.
 SYSTEMS = {"run": "pretrain", "bth": "bth.settings"}
+PROTOCOLS = ("query", "database")
 LABEL_VARIABLES = {("activitynet", "test"): "re_label", ("activitynet", "query"): "q_label"}  # else "labels"
 
 
@@ -54,7 +56,7 @@ def load_config(path: str | Path) -> DatasetConfig:
         BadInput: all that is wrong with it, in one line.
     """
     content = read_json(path)
-    problems = unknown_keys(content, [*REQUIRED_KEYS, "root", *SYSTEMS])
+    problems = unknown_keys(content, [*REQUIRED_KEYS, "root", "protocol", *SYSTEMS])
     problems += [f"key '{key}' is missing" for key in REQUIRED_KEYS if key not in content]
 
     def check(key: str, valid: bool, expected: str) -> None:
@@ -69,6 +71,7 @@ def load_config(path: str | Path) -> DatasetConfig:
         check(key, type(value) is int and 0 < value < 2**20, f"a positive integer{meaning}")
     for key in SYSTEMS:
         check(key, isinstance(content.get(key), dict), "an object")
+    check("protocol", content.get("protocol") in PROTOCOLS, "query or database")
     root = expand(str(content.get("root", "")))
 
     def files(key: str, may_be_empty: bool = False) -> tuple[Path, ...]:
@@ -89,6 +92,7 @@ def load_config(path: str | Path) -> DatasetConfig:
     }
     if problems:
         raise BadInput(f"{path}: {'; '.join(problems)}")
+    same = splits["query"].features == splits["test"].features
     return DatasetConfig(
         path=Path(path),
         dataset=content["dataset"],
@@ -96,6 +100,7 @@ def load_config(path: str | Path) -> DatasetConfig:
         num_class=content["num_class"],
         feature_size=content["hidden_size"],
         max_frames=content["max_frames"],
+        protocol="database" if same else content.get("protocol", "query"),
         blocks={key: content[key] for key in SYSTEMS if key in content},
         facts={key: value for key, value in content.items() if key not in SYSTEMS},
     )

@@ -83,7 +83,7 @@ class TestPreparation:
             status, _, err = start("--stage", "bth.prepare")
         assert (status, err) == (143, "stopped; to go on with it: python run.py --resume 2\n")
         weight = tmp_path / "work/weight"
-        expected = {"1_16.pth", *(f"{name}.h5" for name in PREPARED[:3])}
+        expected = {"1_16.pth", "2.reserved", *(f"{name}.h5" for name in PREPARED[:3])}
         assert {path.name for path in weight.iterdir()} == expected
         status, out, _ = start("--resume")
         assert status == 0

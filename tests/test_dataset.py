@@ -20,7 +20,7 @@ class TestConfig:
         for name, expected in facts.items():
             config = load_config(ROOT / "Json" / f"{name}.json")
             assert (config.feature_size, config.max_frames, config.num_class) == expected
-            assert config.query_is_database == (name == "fcvid")
+            assert config.query_is_database == (name != "Anet")
         anet = load_config(ROOT / "Json" / "Anet.json")
         assert [split.label_variable for split in (anet.train, anet.test, anet.query)] == [
             "labels",

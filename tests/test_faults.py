@@ -294,7 +294,7 @@ class TestCheckpoints:
         )
         assert (
             "its cfg.n_clusters is 5, the settings say 6"
-            in start("--stage", "test", "--cfg.n_clusters", 6)[2]
+            in start("--stage", "test", "--cfg.n_clusters", 6, "--weight_path", trained)[2]
         )
         for name in ("train", "test", "query"):
             write_features(dataset.folder / f"{name}.h5", dataset.features[name][..., :20])
@@ -372,7 +372,7 @@ class TestCheckpoints:
         pickle.loads(pickle.dumps(Malicious()))  # the file would leave a trace
         assert trace.exists()
         trace.unlink()
-        with pytest.raises(BadInput, match="not a checkpoint of plain tensors"):
+        with pytest.raises(BadInput, match="not a checkpoint: expected tensors, numbers and text"):
             read_checkpoint(bad)
         assert start("--stage", "test", "--weight_path", bad)[0] == 2
         assert not trace.exists()

@@ -61,6 +61,7 @@ class ToySettings(Settings):
     block: ClassVar[str] = "toy"
     fresh_stages: ClassVar[tuple[str, ...]] = ("toy.train",)
     lr: float = setting(0.01, "the toy's own learning rate", positive, "above 0")
+    ks: tuple[int, ...] = setting((5, 20), "cuts")
     max_iter: tuple[int, int] = setting((3, 0), "epochs", lambda v: min(v) >= 0, "two numbers")
     toy: Own = field(default_factory=Own)
 
@@ -70,7 +71,7 @@ def fresh_network(settings, input_size):
     return network.Toy(input_size, settings.hashcode_size)
 
 
-SYSTEM = System("Toy", ToySettings, stages=("toy.train", "toy.test"), tested=("toy.train",), ks=(5, 20),
+SYSTEM = System("Toy", ToySettings, stages=("toy.train", "toy.test"), tested=("toy.train",),
                 network=network, fresh_network=fresh_network)
 """,
     "train": """
