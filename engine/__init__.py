@@ -1,4 +1,4 @@
-"""What every stage shares: settings, systems, the loop, feeding, checkpoints, the run log, devices, the test."""
+"""What every stage shares: settings, systems, the loop, feeding, checkpoints, logs, devices, the test."""
 
 import os
 import sys

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+import scipy.io
 import torch
 from synthetic import N_DATABASE, ROOT, json_lines, write_features
 
@@ -227,8 +228,6 @@ class TestProtocol:
 
 class TestCuts:
     def test_are_a_setting(self, start, dataset):
-        import scipy.io
-
         write_features(dataset.folder / "test.h5", dataset.features["test"][:60])
         scipy.io.savemat(dataset.folder / "test.mat", {"labels": dataset.labels["test"][:60]})
         status, _, err = start()
@@ -236,10 +235,9 @@ class TestCuts:
         assert "mAP@100 needs a database of 100 videos, found 60; set smaller 'ks'" in err
         status, out, _ = start("--ks", 5, 60)
         assert status == 0
-        assert (
-            out.splitlines()[-8 if "code entries" in out else -7].split()[:3] == ["mAP@K", "@5", "@60"]
-            or "@60" in out
-        )
+        assert [line.split() for line in out.splitlines() if line.startswith("mAP@K")] == [
+            ["mAP@K", "@5", "@60"]
+        ]
         assert set(json_lines("log/3.jsonl")[-2]["mAP"]) == {"5", "60"}
 
     @pytest.mark.parametrize("ks", [[], [0], [5.5], "5", [True]])
@@ -258,7 +256,5 @@ class TestContrast:
 
     def test_a_last_batch_of_one_is_said(self, start):
         start("--stage", "pretrain")
-        assert (
-            start("--stage", "train", "--batch_size", 19)[1].count("the last batch of a pass holds one video")
-            == 1
-        )
+        out = start("--stage", "train", "--batch_size", 19)[1]
+        assert out.count("the last batch of a pass holds one video") == 1
