@@ -2,7 +2,8 @@
 
 ``python -m bench.faults`` runs the pipeline on the demo set in processes of its own and sends SIGKILL: at a
 random time, while a file (checkpoint, prepared file) is being written, or as an epoch begins (where the
-k-means is). ``--stage bth.pipeline`` does so to BTH.
+k-means is). ``--stage bth.pipeline`` does so to BTH. ``--together`` runs two pipelines of different seeds at
+once, in the same folders, with two log folders, with two weight folders, and kills either at random times.
 """
 
 import argparse
@@ -81,6 +82,89 @@ def outcome(work: Path) -> tuple[list, dict[str, torch.Tensor]]:
     return numbers, tensors
 
 
+ARRANGEMENTS = {
+    "the same folders": ("log", "weight", "log", "weight"),
+    "two log folders, one weight folder": ("log1", "weight", "log2", "weight"),
+    "one log folder, two weight folders": ("log", "weight1", "log", "weight2"),
+}
+
+
+class Pipeline:
+    """One of two pipelines that run at once: its folders, its seed, its process."""
+
+    def __init__(self, work: Path, log: str, weight: str, seed: int):
+        self.work, self.log, self.weight, self.seed = work, work / log, work / weight, seed
+        self.options = ["--result_log_dir", log, "--result_weight_dir", weight, "--seed", str(seed)]
+        self.process = start(work, *OPTIONS, *self.options)
+
+    @property
+    def runs(self) -> list[int]:
+        """Its numbers, once they are reserved."""
+        for path in self.log.glob("*.jsonl"):
+            record = json.loads(path.open().readline())
+            if record["event"] == "reserved" and record["settings"]["seed"] == self.seed:
+                return record["runs"]
+        return []
+
+    def go_on(self) -> None:
+        """Start again after a kill."""
+        resume = (
+            ["--resume", str(self.runs[0]), *self.options[:2]] if self.runs else [*OPTIONS, *self.options]
+        )
+        self.process = start(self.work, *resume)
+
+    def outcome(self) -> tuple[list, list[torch.Tensor]]:
+        """Losses of all epochs and the results; the tensors of both networks."""
+        lines = [line for n in self.runs for line in (self.log / f"{n}.jsonl").read_text().splitlines()]
+        events = [json.loads(line) for line in lines]
+        files = [next(self.weight.glob(f"{n}_*.pth")) for n in self.runs[:2]]
+        models = [torch.load(path, weights_only=True)["model"] for path in files]
+        numbers = [
+            (event.get("losses"), event.get("mAP"))
+            for event in events
+            if event["event"] in ("epoch", "result")
+        ]
+        return numbers, [value for model in models for value in model.values()]
+
+
+def run_together(folder: Path, prepared: Path, n_kills: int, rng: random.Random) -> int:
+    """Two pipelines at once in every arrangement; the number of arrangements that went wrong."""
+
+    def prepare(name: str) -> Path:
+        for part in ("Json", "demo"):
+            shutil.copytree(prepared / part, folder / name / part)
+        return folder / name
+
+    expected = []
+    for seed in (1, 2):
+        alone = Pipeline(prepare(f"alone{seed}"), "log", "weight", seed)
+        assert alone.process.wait() == 0, alone.process.stderr.read()
+        expected.append(alone.outcome())
+    wrong = 0
+    for number, (name, (log1, weight1, log2, weight2)) in enumerate(ARRANGEMENTS.items()):
+        work, kills = prepare(f"together{number}"), 0
+        both = [Pipeline(work, log1, weight1, 1), Pipeline(work, log2, weight2, 2)]
+        while any(each.process.poll() is None for each in both):
+            time.sleep(rng.uniform(0, 4))
+            victim = rng.choice(both)
+            if kills < n_kills and victim.process.poll() is None:
+                victim.process.kill()
+                victim.process.wait()
+                victim.go_on()
+                kills += 1
+        found = [each.outcome() for each in both]
+        alike = all(
+            one[0] == other[0] and all(map(torch.equal, one[1], other[1]))
+            for one, other in zip(found, expected, strict=True)
+        )
+        left = (path for part in ("*.part.pth", "*.tmp", "*.reserved") for path in work.rglob(part))
+        stray = [str(path.relative_to(work)) for path in left]
+        wrong += not alike or bool(stray)
+        print(f"{name}: {kills} kills, {'both equal bit for bit' if alike else 'DIFFERENT'}, "
+              f"stray files: {stray or 'none'}", flush=True)  # fmt: skip
+    return wrong
+
+
 def main() -> int:
     """Print how many kills there were, of what kind, and whether all runs ended alike."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -89,6 +173,7 @@ def main() -> int:
         "--per_run", type=int, default=12, help="at most so many in one pipeline run (default: 12)"
     )
     parser.add_argument("--stage", default="pipeline", help="pipeline (default) or bth.pipeline")
+    parser.add_argument("--together", action="store_true", help="two pipelines at once, --kills of each pair")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
@@ -103,6 +188,8 @@ def main() -> int:
         if process.wait():
             raise SystemExit(process.stderr.read())
         seconds = time.monotonic() - began
+        if arguments.together:
+            return run_together(Path(folder), calm, arguments.kills, rng)
         expected, tensors = outcome(calm)
         files = {str(path.relative_to(calm)) for path in calm.rglob("*")}
         kills, runs, different = Counter(), 0, 0

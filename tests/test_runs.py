@@ -235,9 +235,8 @@ class TestCuts:
         assert "mAP@100 needs a database of 100 videos, found 60; set smaller 'ks'" in err
         status, out, _ = start("--ks", 5, 60)
         assert status == 0
-        assert [line.split() for line in out.splitlines() if line.startswith("mAP@K")] == [
-            ["mAP@K", "@5", "@60"]
-        ]
+        header = next(line for line in out.splitlines() if line.startswith("mAP@K"))
+        assert header.split() == ["mAP@K", "@5", "@60"]
         assert set(json_lines("log/3.jsonl")[-2]["mAP"]) == {"5", "60"}
 
     @pytest.mark.parametrize("ks", [[], [0], [5.5], "5", [True]])
