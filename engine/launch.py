@@ -16,7 +16,7 @@ import torch
 from engine.demo import make_demo
 from engine.device import STOP, Interrupted
 from engine.runs import Launch, find_unfinished, jsonl
-from engine.settings import Settings, differences, fields
+from engine.settings import Settings, differences, fields, flatten
 from engine.systems import System, resolve, stage_names, system_of, systems
 from formats.dataset import FILE_KEYS
 from formats.files import BadInput, clean_temporaries, expand, unknown_keys
@@ -94,7 +94,7 @@ def resumed(form: Mapping[str, Any], arguments: list[str], first: argparse.Names
     Raises:
         BadInput: there is none, or settings or dataset are not those it was started with.
     """
-    log_dir = expand(first.result_log_dir or form.get("result_log_dir") or Settings.result_log_dir)
+    log_dir = expand(str(first.result_log_dir or form.get("result_log_dir") or Settings.result_log_dir))
     found = find_unfinished(log_dir, first.resume or None)
     if not found:
         raise BadInput(f"--resume: no unfinished run in {log_dir}")
@@ -102,6 +102,8 @@ def resumed(form: Mapping[str, Any], arguments: list[str], first: argparse.Names
     for folder in (log_dir, expand(record["settings"]["result_weight_dir"])):
         clean_temporaries(folder)
     stage = record["settings"]["stage"]
+    if first.stage not in (None, stage):
+        raise BadInput(f"--resume: run {record['runs'][0]} is of stage {stage}, not {first.stage}")
     system = system_of(stage)
     known = fields(system.settings)
     everyones = {name for each in systems() for name in fields(each.settings)}
@@ -162,12 +164,10 @@ def parse(arguments: list[str], form: Mapping[str, Any], system: System) -> dict
     )
     add_resume(parser)
     known = fields(system.settings)
+    stated = flatten(form, known, [], "")  # what is wrong with the form, ``resolve`` says
     for name, item in known.items():
-        group, _, key = name.rpartition(".")
-        stated = (form.get(group) or {}).get(key) if group else form.get(name)
-        default = show(item.default if stated is None else stated)
-        text = f"{item.metadata['description']}\ndefault: {default}"
-        parser.add_argument(f"--{name}", metavar=key.upper(), nargs=n_values(item),
+        text = f"{item.metadata['description']}\ndefault: {show(stated.get(name, item.default))}"
+        parser.add_argument(f"--{name}", metavar=name.rpartition(".")[2].upper(), nargs=n_values(item),
                             help=text.replace("%", "%%"))  # fmt: skip
     found, unknown = parser.parse_known_args(arguments)
     if unknown:
@@ -175,7 +175,8 @@ def parse(arguments: list[str], form: Mapping[str, Any], system: System) -> dict
             raise BadInput(f"unexpected argument '{unknown[0]}' (see python run.py --help)")
         keys = [each.removeprefix("--").partition("=")[0] for each in unknown if each.startswith("--")]
         problems = unknown_keys(keys, [*known, "resume"], "--")
-        raise BadInput(f"{'; '.join(problems)}, as {system.name} has it: see python run.py --help")
+        hint = f"python run.py --stage {system.stages[0]} --help"
+        raise BadInput(f"{'; '.join(problems)} (the settings of {system.name}: {hint})")
     values = vars(found)
     del values["resume"]
     return {name: value_of(known[name], text) for name, text in values.items() if text is not None}

@@ -228,6 +228,12 @@ BAD_INPUTS = [
     ("a long name", nothing, ["--weight_path", "x" * 5000, "--stage", "test"], "File name too long"),
     ("too many values", nothing, ["--max_iter", "1", "2", "3"], "unexpected argument '3'"),
     ("unknown option", nothing, ["--learning_rate", "1"], "unknown key '--learning_rate'"),
+    (
+        "option of another system",
+        nothing,
+        ["--stage", "bth.train", "--cfg.a", "1"],
+        "unknown key '--cfg.a' (the settings of BTH: python run.py --stage bth.pipeline --help)",
+    ),
     ("option without value", nothing, ["--lr"], "argument --lr: expected one argument"),
     ("option out of range", nothing, ["--batch_size", "0"], "'batch_size' must be 1 or more, found 0"),
     ("unknown stage", nothing, ["--stage", "trian"], "'stage' must be one of pipeline"),
@@ -527,6 +533,8 @@ class TestResume:
         status, _, err = start("--resume", "--lr", 2e-4, "--cfg.a", 1)
         assert status == 2
         assert "cfg.a was 0.02, is 1.0; lr was 0.0001, is 0.0002" in err
+        err = start("--resume", "--stage", "bth.train")[2]
+        assert err == "error: --resume: run 1 is of stage pipeline, not bth.train\n"
         assert start("--resume", "--num_workers", 0, "--memory", "disk")[0] == 0
         status, _, err = start("--resume", 2)
         assert (status, "run 2 has finished" in err) == (2, True)

@@ -2,10 +2,11 @@
 
 import pytest
 
-from engine.launch import parse
+from engine.launch import launch, parse
 from engine.settings import fields
 from engine.systems import resolve, systems
 from formats.files import BadInput
+from pipeline import train_model
 from pretrain import SYSTEM, Cfg, WSCHSettings
 
 
@@ -83,6 +84,13 @@ class TestProblems:
         with pytest.raises(BadInput) as error:
             settings(dataset, {name: value})
         assert expected in str(error.value)
+
+    def test_a_form_of_wrong_types(self, dataset, tmp_path, monkeypatch, capsys):
+        with pytest.raises(BadInput, match="run.py: 'cfg' must be an object, found 3"):
+            settings(dataset, parse([], {"cfg": 3}, SYSTEM), cfg=3)
+        monkeypatch.chdir(tmp_path)
+        assert launch(train_model, {"result_log_dir": 3}, ["--resume"]) == 2
+        assert capsys.readouterr().err == "error: --resume: no unfinished run in 3\n"
 
     def test_every_setting_is_explained(self):
         for system in systems():
