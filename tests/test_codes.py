@@ -58,6 +58,9 @@ class TestNetwork:
         torch.save({"layer.weight": torch.zeros(3)}, tmp_path / "x.pth")
         with pytest.raises(BadInput, match="x.pth: no network of any system: WSCH: .*; BTH: "):
             load_network(tmp_path / "x.pth")
+        torch.save({"stage": "other.train"}, tmp_path / "x.pth")
+        with pytest.raises(BadInput, match="x.pth: 'stage' must be one of"):
+            load_network(tmp_path / "x.pth")
         with pytest.raises(BadInput, match="'device' must be auto, cpu, cuda or mps, found gpu"):
             load_network(OURS / "1_16.pth", device="gpu")
 
@@ -71,7 +74,8 @@ class TestCodes:
         x = features(11, N_FRAMES, WIDTH)
         expected = net.hash(torch.from_numpy(x)).numpy()
         write_features(tmp_path / "x.h5", x, chunks=(2, N_FRAMES, WIDTH), compression="gzip")
-        for held in (x, torch.from_numpy(x), x.astype(np.float64), str(tmp_path / "x.h5"), tmp_path / "x.h5"):
+        arrays = (x, torch.from_numpy(x), x.astype(np.float64), x.astype(">f4"), x[::-1].copy()[::-1])
+        for held in (*arrays, str(tmp_path / "x.h5"), tmp_path / "x.h5"):
             codes = hash_videos(net, held, batch_size=4)
             assert codes.dtype == np.int8
             assert np.array_equal(codes, expected)
@@ -86,7 +90,8 @@ class TestCodes:
             (x[:, :-1], rf"\(5, 5, {WIDTH}\), the network expects \(N, 6, {WIDTH}\)"),
             (x[0], "features have shape"),
             (x[:0], "features have shape"),
-            (x.astype(np.int64), "features are torch.int64, expected float16"),
+            (x.astype(np.int64), "features are int64, expected float16"),
+            (x.astype(object), "features are object, expected float16"),
             (broken, "features: video 3, frame 2: not finite"),
             (tmp_path / "none.h5", "none.h5: no such feature file"),
         ):

@@ -40,7 +40,11 @@ def load_network(path: str | Path, device: str = "auto") -> nn.Module:
     path = expand(str(path))
     content = read_checkpoint(path)
     if "stage" in content:
-        net = system_of(content["stage"]).network.from_state(content.get("model"), str(path))
+        try:
+            system = system_of(content["stage"])
+        except BadInput as error:
+            raise BadInput(f"{path}: {error}") from None
+        net = system.network.from_state(content.get("model"), str(path))
     else:
         net = published_network(content, path)
     try:
@@ -101,13 +105,16 @@ def reader(
     if isinstance(features, str | Path):
         store = FeatureStore([expand(str(features))], n_frames, width, "disk")
         return store.read, len(store)
-    features = torch.as_tensor(features)
+    if not isinstance(features, Tensor):
+        features = np.asarray(features)
+        features = np.ascontiguousarray(features, features.dtype.newbyteorder("="))  # all that torch takes
     shape = tuple(features.shape)
     if len(shape) != 3 or 0 in shape or shape[1:] != (n_frames or shape[1], width):
         expected = f"(N, {n_frames or 'L'}, {width}): videos, frames, feature width"
         raise BadInput(f"features have shape {shape}, the network expects {expected}")
-    if features.dtype not in (torch.float16, torch.float32, torch.float64):
+    if str(features.dtype).removeprefix("torch.") not in ("float16", "float32", "float64"):
         raise BadInput(f"features are {features.dtype}, expected float16, float32 or float64")
+    features = torch.as_tensor(features)
 
     def read(rows: np.ndarray) -> Tensor:
         frames = features[rows[0] : rows[-1] + 1].float()
