@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from synthetic import N_FRAMES, WIDTH, json_lines
+from synthetic import N_FRAMES, WIDTH, json_lines, killed
 
 import engine.loop
 from engine.systems import resolve, stage_names, system_of
@@ -192,7 +192,7 @@ class TestDatasetIsReadOnce:
         assert settings.config.feature_size == WIDTH
 
     def test_another_one_is_refused_on_resume(self, start, dataset, tmp_path, monkeypatch):
-        monkeypatch.setattr("pretrain.run_stage", interrupted)
+        monkeypatch.setattr("pretrain.run_stage", killed)
         assert start()[0] == 130
         record = json_lines(tmp_path / "work/log/1.jsonl")[0]
         assert record["dataset"]["max_frames"] == N_FRAMES
@@ -203,7 +203,3 @@ class TestDatasetIsReadOnce:
         status, _, err = start("--resume")
         assert status == 2
         assert "--resume: run 1 was started with other settings: num_class was 4, is 5" in err
-
-
-def interrupted(*_):
-    raise KeyboardInterrupt
