@@ -10,6 +10,7 @@ from data import open_store
 from engine import demo
 from formats.dataset import load_config
 from formats.labels import load_labels
+from tools import inspect
 
 
 class TestDemo:
@@ -32,6 +33,15 @@ class TestDemo:
         cos = mean @ mean.T
         assert cos[same & other].mean() > cos[~same].mean() + 0.08
         assert not list((tmp_path / "a").glob("**/*.tmp"))
+
+    def test_is_made_by_the_run_or_the_report_that_reads_it(self, tmp_path, monkeypatch, start, capsys):
+        monkeypatch.setattr(demo, "DEMO_VIDEOS", {"train": 40, "test": 60, "query": 40})
+        path = ROOT / "Json" / "demo.json"
+        assert start("--stage", "pretrain", "--data_set_config", path, "--max_iter", 0, 0)[0] == 0
+        assert len(list((tmp_path / "work/demo").iterdir())) == 6
+        monkeypatch.chdir(tmp_path)
+        assert inspect.main([str(path)]) == 0
+        assert "all 40 videos are finite" in capsys.readouterr().out
 
     def test_leaves_the_users_files_alone(self, dataset):
         dataset.change(dataset="demo")
