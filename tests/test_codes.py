@@ -85,6 +85,8 @@ class TestCodes:
         x = features(5, N_FRAMES, WIDTH)
         broken = x.copy()
         broken[3, 2, 0] = np.inf
+        huge = x.copy()
+        huge[3] *= 1e37
         for wrong, message in (
             (x[..., :-1], rf"\(5, 6, 23\), the network expects \(N, 6, {WIDTH}\)"),
             (x[:, :-1], rf"\(5, 5, {WIDTH}\), the network expects \(N, 6, {WIDTH}\)"),
@@ -93,6 +95,7 @@ class TestCodes:
             (x.astype(np.int64), "features are int64, expected float16"),
             (x.astype(object), "features are object, expected float16"),
             (broken, "features: video 3, frame 2: not finite"),
+            (huge, "features: video 3: its code is not finite"),
             (tmp_path / "none.h5", "none.h5: no such feature file"),
         ):
             with pytest.raises(BadInput, match=message) as error:

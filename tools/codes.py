@@ -85,7 +85,7 @@ def hash_videos(
 
     Raises:
         BadInput: the file is missing or damaged, the width is not the network's, the number of frames not
-            that of its training, the type is another, or a value is not finite.
+            that of its training, the type is another, or a value or a code is not finite.
     """
     width, n_frames = net.sizes["input_size"], getattr(net, "n_frames", None)
     read, n_videos = reader(features, n_frames, width)
@@ -94,7 +94,12 @@ def hash_videos(
     with torch.no_grad():
         for start in progress(range(0, n_videos, batch_size), "hashing"):
             frames = read(np.arange(start, min(start + batch_size, n_videos)))
-            codes.append(net.hash(frames.to(device).float()).char().cpu().numpy())
+            part = net.hash(frames.to(device).float()).cpu()
+            if part.isnan().any():
+                name = features if isinstance(features, str | Path) else "features"
+                video = start + int(part.isnan().any(1).nonzero()[0])
+                raise BadInput(f"{name}: video {video}: its code is not finite (too large for float32?)")
+            codes.append(part.char().numpy())
     return np.concatenate(codes)
 
 
