@@ -17,7 +17,7 @@ from engine.device import environment, open_device
 from engine.feed import Batch, Fetch, open_training_set
 from engine.loop import Pass, Stage, run_stage
 from engine.runs import Run
-from engine.settings import Settings, not_negative, positive, ratio, setting, size
+from engine.settings import SystemSettings, not_negative, positive, ratio, setting, size
 from engine.systems import System
 from model import WSCH, reconstruction_loss
 
@@ -36,16 +36,25 @@ class Cfg:
     p2: float = setting(0.6, "mask ratio of the two training passes", ratio, "0 <= p2 < 1")
 
 
-@dataclass(frozen=True)
-class WSCHSettings(Settings):
-    """The settings of WSCH; those that stand in ``Settings`` alone have its published values too."""
+@dataclass(frozen=True, kw_only=True)
+class WSCHSettings(SystemSettings):
+    """The settings of WSCH and their published values (spec: section 7)."""
 
     block: ClassVar[str] = "run"
     fresh_stages: ClassVar[tuple[str, ...]] = ("pipeline", "pretrain")
 
+    stage: str = setting("pipeline", "what to run")
+    max_iter: tuple[int, int] = setting(
+        (100, 300), "epochs of pretrain and of train", lambda v: min(v) >= 0, "two numbers, 0 or more"
+    )
+    lr: float = setting(1e-4, "Adam's learning rate", positive, "above 0")
+    batch_size: int = setting(128, "videos in a batch", positive, "1 or more")
     hidden_size: int = setting(1024, "width H of the encoder", size, "a multiple of 64")
     decoder_size: int = setting(
         1024, "width H' of the decoder", lambda v: v > 0 and v % 4 == 0, "a multiple of 4"
+    )
+    ks: tuple[int, ...] = setting(
+        (5, 20, 40, 60, 80, 100), "cuts K of mAP@K", lambda v: min(v) >= 1, "whole numbers from 1 on"
     )
     cfg: Cfg = field(default_factory=Cfg)
 

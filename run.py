@@ -7,6 +7,10 @@ JSON says, else the published value.
 
 import sys
 
+import engine
+
+engine.listen()  # to Ctrl-C, while all else is being loaded
+
 from engine.launch import launch
 from pipeline import train_model
 

@@ -22,8 +22,8 @@ from bench.step import BATCH, N_FRAMES, PUBLISHED
 from bench.store import make
 from data import FeatureStore
 from engine.feed import encode
-from engine.settings import Settings
 from model import WSCH
+from pretrain import WSCHSettings
 
 
 def network() -> WSCH:
@@ -36,8 +36,9 @@ def package(net: WSCH, path: Path, memory: str, bfloat16: bool = False) -> Tenso
     """Codes of a file by the package, (N, b) int8."""
     net.bfloat16 = bfloat16
     store = FeatureStore([path], N_FRAMES, PUBLISHED[0], memory)
+    settings = WSCHSettings()
     return encode(
-        store, lambda frames, _: net.hash(frames).char(), torch.device("cpu"), Settings(), "encoding"
+        store, lambda frames, _: net.hash(frames), torch.device("cpu"), settings, "codes", torch.int8
     )
 
 

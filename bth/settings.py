@@ -9,7 +9,7 @@ import torch
 from bth import model
 from bth.model import BTH
 from data import generator
-from engine.settings import Settings, not_negative, positive, setting, size
+from engine.settings import SystemSettings, not_negative, positive, setting, size
 from engine.systems import System
 
 
@@ -34,13 +34,14 @@ class Own:
     sim_matrix: str | None = setting(None, "similarity, HDF5; None: sim_matrix.h5 in result_weight_dir")
 
 
-@dataclass(frozen=True)
-class BTHSettings(Settings):
-    """The settings of BTH (its spec's head)."""
+@dataclass(frozen=True, kw_only=True)
+class BTHSettings(SystemSettings):
+    """The settings of BTH and their published values (the head of its spec)."""
 
     block: ClassVar[str] = "bth"
     fresh_stages: ClassVar[tuple[str, ...]] = ("bth.pipeline", "bth.pretrain", "bth.prepare")
 
+    stage: str = setting("bth.pipeline", "what to run")
     max_iter: tuple[int, int] = setting(
         (56, 56), "epochs of mask-only and full training", lambda v: min(v) >= 0, "two numbers, 0 or more"
     )

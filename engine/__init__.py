@@ -8,12 +8,13 @@ import sys
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-def say_stopped(kind: type, value: BaseException, trace: object) -> None:
-    """Ctrl-C before ``launch`` listens, while torch is being loaded, ends in one line too."""
-    if issubclass(kind, KeyboardInterrupt):
-        print("stopped; nothing was begun", file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, value, trace)
+def listen() -> None:
+    """Let Ctrl-C end in one line already before ``launch`` listens, while torch is being loaded."""
 
+    def say_stopped(kind: type, value: BaseException, trace: object) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            print("stopped; nothing was begun", file=sys.stderr)
+        else:
+            sys.__excepthook__(kind, value, trace)
 
-sys.excepthook = say_stopped
+    sys.excepthook = say_stopped

@@ -33,18 +33,39 @@ def launch(train_model: Callable, form: Mapping[str, Any], arguments: list[str])
     Returns:
         The exit status: 0 done, 2 bad input, 130 or 143 stopped by SIGINT or SIGTERM.
     """
-    runs: Launch | None = None
+    begun: list[Launch] = []
+
+    def work() -> None:
+        stage = {"stage": form.get("stage") or train_model.__module__}
+        first = first_look(arguments)
+        begin = started if first.resume is None else resumed
+        launched = begin({**form, **stage}, arguments, first)
+        begun.append(launched)
+        make_demo(launched.settings.config)
+        importlib.import_module(launched.settings.stage).train_model(launched.settings, *launched.runs)
+
+    def how_to_go_on() -> str:
+        return how_to_resume(begun[0].numbers[0], begun[0].settings) if begun and begun[0].numbers else ""
+
+    return exit_status(work, how_to_go_on)
+
+
+def exit_status(work: Callable[[], None], how_to_go_on: Callable[[], str] = str) -> int:
+    """Do the work of a command; what a file, a setting or a signal causes ends in one line.
+
+    Args:
+        work: what to do.
+        how_to_go_on: what to tell when a signal stops it; empty: nothing was begun.
+
+    Returns:
+        0 done, 2 bad input, 130 or 143 stopped by SIGINT or SIGTERM.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show costs no table
             stream.reconfigure(errors="backslashreplace")
     with STOP:
         try:
-            form = {"stage": train_model.__module__, **form}
-            first = first_look(arguments)
-            begin = started if first.resume is None else resumed
-            runs = begin(form, arguments, first)
-            make_demo(runs.settings.config)
-            importlib.import_module(runs.settings.stage).train_model(runs.settings, *runs.runs)
+            work()
             return 0
         except (BadInput, OSError) as error:  # a folder removed while running, a name too long, ...
             print("error:", " ".join(str(error).split()), file=sys.stderr)
@@ -55,11 +76,8 @@ def launch(train_model: Callable, form: Mapping[str, Any], arguments: list[str])
             print("error: out of memory; a smaller batch_size needs less, and 'memory' disk", file=sys.stderr)
             return 2
         except (Interrupted, KeyboardInterrupt):
-            number = STOP.number or 2
-            begun = runs is not None and runs.numbers
-            how = how_to_resume(runs.numbers[0], runs.settings) if begun else "nothing was begun"
-            print(f"stopped; {how}", file=sys.stderr)
-            return 128 + number
+            print(f"stopped; {how_to_go_on() or 'nothing was begun'}", file=sys.stderr)
+            return 128 + (STOP.number or 2)
 
 
 def is_allocation(error: Exception) -> bool:

@@ -1,7 +1,7 @@
-"""What a setting may be: the settings that every system has, and the reading of values for any of them.
+"""What a setting may be: the settings that all stages have, and the reading of values for any of them.
 
-A system adds its own in a subclass of ``Settings`` whose defaults are its published values. Where the values
-of a run come from stands in ``engine/systems.py``.
+A system adds its own in a subclass of ``SystemSettings`` whose defaults are its published values. Where the
+values of a run come from stands in ``engine/systems.py``.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import json
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from typing import Any, ClassVar
 
 from formats.dataset import PROTOCOLS, DatasetConfig
@@ -52,38 +52,24 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 FREE_ON_RESUME = ("memory", "num_workers", "checkpoint_minutes")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What every stage is run with. Field names are the published ones where there are any."""
+    """What any stage is run with. Field names are the published ones where there are any."""
 
     block: ClassVar[str] = ""  # the system's key in a dataset JSON, and of a group of its own settings
     fresh_stages: ClassVar[tuple[str, ...]] = ()  # those that do not start from a checkpoint
 
-    stage: str = setting("pipeline", "what to run")
+    stage: str = setting(MISSING, "what to run")
     data_set_config: str = setting("Json/demo.json", "dataset JSON")
-    max_iter: tuple[int, int] = setting(
-        (100, 300), "epochs of the two training stages", lambda v: min(v) >= 0, "two numbers, 0 or more"
-    )
     result_log_dir: str = setting("log", "folder of the run logs")
     result_weight_dir: str = setting("weight", "folder of the checkpoints")
-    lr: float = setting(1e-4, "Adam's learning rate", positive, "above 0")
-    batch_size: int = setting(128, "videos in a batch", positive, "1 or more")
-    hidden_size: int = setting(1024, "width H of the network", size, "1 or more")
-    hashcode_size: int = setting(64, "bits of a hash code", size, "1 or more")
-    ks: tuple[int, ...] = setting(
-        (5, 20, 40, 60, 80, 100), "cuts K of mAP@K", lambda v: min(v) >= 1, "whole numbers from 1 on"
-    )
-    protocol: str | None = setting(
-        None, "who asks: the query file, or every video of the database, which stays in it; None: what the "
-        "dataset JSON says, else the database if it names the same file for both",
-        lambda v: v in PROTOCOLS, "query or database",
-    )  # fmt: skip
+    batch_size: int = setting(MISSING, "videos in a batch", positive, "1 or more")
     weight_path: str | None = setting(
         None,
         "checkpoint to start from, or a folder: its newest finished one that fits; None: the newest of this "
         "dataset in result_weight_dir",
     )
-    seed: int = setting(3346, "seed of weights, order and masks", lambda v: v >= 0, "0 or more")
+    seed: int = setting(3346, "seed of weights, order and masks", not_negative, "0 or more")
     device: str = setting("auto", "where to compute", lambda v: v in DEVICES, "auto, cpu, cuda or mps")
     precision: str = setting(
         "float32", "of the matrix products", lambda v: v in ("float32", "bfloat16"), "float32 or bfloat16"
@@ -93,7 +79,7 @@ class Settings:
         "auto", "where features are read from", lambda v: v in ("auto", "ram", "disk"),
         "auto, ram or disk; auto: ram when the set fits in half of what is free",
     )  # fmt: skip
-    num_workers: int = setting(1, "threads that read ahead", lambda v: v >= 0, "0: read in line")
+    num_workers: int = setting(1, "threads that read ahead", not_negative, "0: read in line")
     checkpoint_minutes: float = setting(
         10, "minutes between checkpoints inside an epoch", positive, "above 0"
     )
@@ -134,6 +120,26 @@ class Settings:
             return []
         return [f"'weight_path' must be None: stage {self.stage} does not start from a checkpoint, "
                 f"found {json.dumps(self.weight_path)}"]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemSettings(Settings):
+    """What every system of hashing is trained and tested with; each states its own published values."""
+
+    max_iter: tuple[int, int] = setting(
+        MISSING, "epochs of the two training stages", lambda v: min(v) >= 0, "two numbers, 0 or more"
+    )
+    lr: float = setting(MISSING, "Adam's learning rate", positive, "above 0")
+    hidden_size: int = setting(MISSING, "width H of the network", size, "1 or more")
+    hashcode_size: int = setting(64, "bits of a hash code", size, "1 or more")
+    ks: tuple[int, ...] = setting(
+        MISSING, "cuts K of mAP@K", lambda v: min(v) >= 1, "whole numbers from 1 on"
+    )
+    protocol: str | None = setting(
+        None, "who asks: the query file, or every video of the database, which stays in it; None: what the "
+        "dataset JSON says, else the database if it names the same file for both",
+        lambda v: v in PROTOCOLS, "query or database",
+    )  # fmt: skip
 
 
 # Settings that every system's block in a dataset JSON may hold, beside the system's own.

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from engine.settings import BLOCK_KEYS, Settings, build, converted, fields, flatten
+from engine.settings import BLOCK_KEYS, Settings, SystemSettings, build, converted, fields, flatten
 from formats.dataset import SYSTEMS, DatasetConfig, load_config
 from formats.files import BadInput, read_json
 
@@ -63,7 +63,7 @@ def read_blocks(path: Path, blocks: Mapping[str, Any], problems: list[str]) -> d
     for system in systems():
         kind, block = system.settings, system.settings.block
         known = fields(kind)
-        own = known.keys() - fields(Settings).keys()
+        own = known.keys() - fields(SystemSettings).keys()
         names = {name.removeprefix(f"{block}."): name for name in known if name in BLOCK_KEYS or name in own}
         where = f"{path}: in '{block}': "
         flat = flatten(blocks.get(block) or {}, names, problems, where)
@@ -95,12 +95,12 @@ def resolve(form: Mapping[str, Any], options: Mapping[str, Any]) -> Settings:
     Raises:
         BadInput: all that is wrong with form, options and dataset JSON, in one line.
     """
-    system = system_of(options.get("stage") or form.get("stage") or Settings.stage)
+    stage = options.get("stage") or form.get("stage") or stage_names()[0]
+    system = system_of(stage)
     known, problems = fields(system.settings), []
-    everyones = [name for each in systems() for name in fields(each.settings)]
-    stated = flatten(form, everyones, problems, "run.py: ")
-    stated = {name: value for name, value in stated.items() if name in known}
-    stated = converted(stated, known, problems, "run.py: ")
+    everyones = {name: item for each in systems() for name, item in fields(each.settings).items()} | known
+    stated = converted(flatten(form, everyones, problems, "run.py: "), everyones, problems, "run.py: ")
+    stated = {name: value for name, value in stated.items() if name in known} | {"stage": stage}
     stated |= converted(options, known, problems, "option ")
     path = Path(stated.get("data_set_config", Settings.data_set_config))
     try:

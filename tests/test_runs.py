@@ -173,7 +173,8 @@ class TestLogs:
 
     def test_ctrl_c_while_importing_ends_in_one_line(self, tmp_path):
         (tmp_path / "torch.py").write_text("import time\nprint('loading', flush=True)\ntime.sleep(60)\n")
-        code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; import engine.launch"
+        path = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]"
+        code = f"{path}; import engine; engine.listen(); import engine.launch"
         process = subprocess.Popen(
             [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )

@@ -46,7 +46,7 @@ load_published = from_state
 from dataclasses import dataclass, field
 from typing import ClassVar
 import torch
-from engine.settings import Settings, positive, setting
+from engine.settings import SystemSettings, positive, setting
 from engine.systems import System
 from toy import network
 
@@ -56,10 +56,13 @@ class Own:
     scale: float = setting(2.0, "weight of the only loss", positive, "above 0")
 
 
-@dataclass(frozen=True)
-class ToySettings(Settings):
+@dataclass(frozen=True, kw_only=True)
+class ToySettings(SystemSettings):
     block: ClassVar[str] = "toy"
     fresh_stages: ClassVar[tuple[str, ...]] = ("toy.train",)
+    stage: str = setting("toy.train", "what to run")
+    batch_size: int = setting(4, "videos")
+    hidden_size: int = setting(1, "unused")
     lr: float = setting(0.01, "the toy's own learning rate", positive, "above 0")
     ks: tuple[int, ...] = setting((5, 20), "cuts")
     max_iter: tuple[int, int] = setting((3, 0), "epochs", lambda v: min(v) >= 0, "two numbers")

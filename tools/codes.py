@@ -49,7 +49,7 @@ def load_network(path: str | Path, device: str = "auto") -> nn.Module:
         net = published_network(content, path)
     try:
         net.n_frames = int(content["inputs"]["features"]["shape"][1])
-    except (KeyError, TypeError, IndexError, ValueError):
+    except (KeyError, TypeError, IndexError, ValueError, OverflowError):
         net.n_frames = None
     return net.to(find_device(device)).eval().requires_grad_(False)
 

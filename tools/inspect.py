@@ -6,9 +6,9 @@ import numpy as np
 
 from data import open_store
 from engine.demo import make_demo
+from engine.launch import exit_status
 from engine.systems import check_blocks
 from formats.dataset import DatasetConfig, load_config
-from formats.files import BadInput
 from formats.labels import load_labels
 
 
@@ -50,16 +50,15 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m tools.inspect Json/x.json ...")
         print("Reports what a dataset holds; exits 2 if it is broken.")
         return 0 if arguments else 2
-    try:
+
+    def work() -> None:
         for path in arguments:
             config = load_config(path)
             check_blocks(config)
             make_demo(config)
             report(config)
-    except BadInput as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":
