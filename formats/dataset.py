@@ -17,6 +17,7 @@ class Split:
     features: tuple[Path, ...]
     labels: tuple[Path, ...]  # empty: unlabelled
     label_variable: str
+    variable_is_stated: bool  # by the JSON; else another one is taken where it is the only one
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class DatasetConfig:
     num_class: int
     feature_size: int  # "hidden_size" in the JSON: the published name of D
     max_frames: int
+    feature_key: str  # of the HDF5 dataset that holds the features
     blocks: Mapping[str, Mapping] = field(default_factory=dict)  # settings by system, checked by the engine
     facts: Mapping[str, Any] = field(default_factory=dict)  # the JSON without these blocks
 
@@ -40,8 +42,10 @@ class DatasetConfig:
         return self.query.features == self.test.features
 
 
-REQUIRED_KEYS = ("dataset", "train", "test", "query", "train_label", "test_label", "query_label",
-                 "num_class", "hidden_size", "max_frames")  # fmt: skip
+REQUIRED_KEYS = ("dataset", "train", "test", "query", "test_label", "query_label", "num_class", "hidden_size",
+                 "max_frames")  # fmt: skip
+OPTIONAL_KEYS = ("train_label", "root", "label_variable", "feature_key")
+SPLITS = ("train", "test", "query")
 # The systems: the block of each in a dataset JSON, and the module whose SYSTEM tells the engine of it.
 SYSTEMS = {"run": "pretrain", "bth": "bth.settings"}
 LABEL_VARIABLES = {("activitynet", "test"): "re_label", ("activitynet", "query"): "q_label"}  # else "labels"
@@ -54,14 +58,14 @@ def load_config(path: str | Path) -> DatasetConfig:
         BadInput: all that is wrong with it, in one line.
     """
     content = read_json(path)
-    problems = unknown_keys(content, [*REQUIRED_KEYS, "root", *SYSTEMS])
+    problems = unknown_keys(content, [*REQUIRED_KEYS, *OPTIONAL_KEYS, *SYSTEMS])
     problems += [f"key '{key}' is missing" for key in REQUIRED_KEYS if key not in content]
 
     def check(key: str, valid: bool, expected: str) -> None:
         if key in content and not valid:
             problems.append(f"'{key}' must be {expected}, found {json.dumps(content[key])}")
 
-    for key in ("dataset", "root"):
+    for key in ("dataset", "root", "feature_key"):
         check(key, isinstance(content.get(key), str) and content[key] != "", "a non-empty string")
     for key in ("num_class", "hidden_size", "max_frames"):
         value = content.get(key)
@@ -78,14 +82,22 @@ def load_config(path: str | Path) -> DatasetConfig:
         check(key, valid and (may_be_empty or len(names) > 0), "a file name or a list of file names")
         return tuple(root / expand(name) for name in names) if valid else ()
 
+    stated = content.get("label_variable", {})
+    variables = dict.fromkeys(SPLITS, stated) if isinstance(stated, str) else stated
+    names = variables.values() if isinstance(variables, dict) and variables.keys() <= set(SPLITS) else [""]
+    valid = all(isinstance(name, str) and name for name in names)
+    check("label_variable", valid, f"the variable's name, or an object of names for {', '.join(SPLITS)}")
     splits = {
         name: Split(
             name,
             files(name),
             files(f"{name}_label", may_be_empty=name == "train"),
-            LABEL_VARIABLES.get((str(content.get("dataset")), name), "labels"),
+            variables[name]
+            if valid and name in variables
+            else LABEL_VARIABLES.get((str(content.get("dataset")), name), "labels"),
+            variable_is_stated=valid and name in variables,
         )
-        for name in ("train", "test", "query")
+        for name in SPLITS
     }
     if problems:
         raise BadInput(f"{path}: {'; '.join(problems)}")
@@ -96,6 +108,7 @@ def load_config(path: str | Path) -> DatasetConfig:
         num_class=content["num_class"],
         feature_size=content["hidden_size"],
         max_frames=content["max_frames"],
+        feature_key=content.get("feature_key", "feats"),
         blocks={key: content[key] for key in SYSTEMS if key in content},
         facts={key: value for key, value in content.items() if key not in SYSTEMS},
     )

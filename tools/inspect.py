@@ -28,7 +28,7 @@ def report(config: DatasetConfig) -> None:
         store = open_store(config, split, "disk", "cpu")
         for file in store.files:
             size = file.path.stat().st_size
-            print(f"  {file.path}: {file.dataset.shape} {file.dtype}, {file.layout}, {size / 1e6:.1f} MB")
+            print(f"  {file.path}: {file.shape} {file.dtype}, {file.layout}, {size / 1e6:.1f} MB")
         zero = sum(
             int((~store.read_files(rows).any(-1)).sum()) for rows in store.blocks(f"reading {split.name}")
         )
