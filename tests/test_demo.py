@@ -23,7 +23,7 @@ class TestDemo:
             config = load_config(path)
             demo.make_demo(config)
             store = open_store(config, config.test, "ram", "cpu")
-            written.append((store.read(np.arange(60)), load_labels(config, config.test, 60)))
+            written.append((store.read(np.arange(60)), load_labels(config, config.test, [60])[0]))
         assert torch.equal(written[0][0], written[1][0])
         assert np.array_equal(written[0][1], written[1][1])
         labels = torch.from_numpy(written[0][1]).argmax(1)

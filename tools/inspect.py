@@ -37,7 +37,9 @@ def report(config: DatasetConfig) -> None:
             f"all-zero frames: {zero} of {len(store) * config.max_frames}"
         )
         if split.labels:
-            labels = load_labels(config, split, len(store))
+            labels, notes = load_labels(config, split, store.n_videos)
+            for note in notes:
+                print(f"  {note}")
             each, per_class = labels.sum(1), labels.sum(0)
             print(f"  labels '{split.label_variable}': {each.min()} to {each.max()} classes a video "
                   f"(mean {each.mean():.2f}), {(each == 0).sum()} videos without; {per_class.min()} to "
