@@ -65,7 +65,7 @@ class FeatureFile:
         self.shape, self.dtype, self.stored = dataset.shape, dataset.dtype.newbyteorder("="), dataset.dtype
         rest = (self.shape or ())[1:]  # L and D
         if len(rest) != 2 or rest != (n_frames or rest[0], width) or not rest[0]:
-            hint = f": looks like (N, L * D), reshape it to (-1, {n_frames}, {width})"
+            hint = f"; looks like (N, L * D), reshape it to (-1, {n_frames}, {width})"
             hint = hint if n_frames and rest == (n_frames * width,) else ""
             expected = f"expected (N, {n_frames or 'L'}, {width}): videos, frames, feature width"
             raise BadInput(f"{where} has shape {self.shape}, {expected}{hint}")

@@ -238,7 +238,12 @@ BAD_INPUTS = [
     ("virtual", virtual_feats, [], "'feats' holds no data of its own"),
     ("flat", set_features("train", to=lambda x: x.reshape(len(x), -1)), [], "reshape it to (-1, 6, 24)"),
     ("one dataset per video", per_video, [], "'c', 'd', 'e'] and 15 more: if it has another name"),
-    ("20,000 keys", set_json(**{f"key {n}": n for n in range(20_000)}), [], "; 19995 more unknown keys"),
+    (
+        "20,000 keys",
+        set_json(**{f"key {n}": n for n in range(20_000)}),
+        [],
+        "'key 4'; 19995 more unknown keys",
+    ),
     ("label variables", set_json(label_variable={"tests": "x"}), [], "'label_variable' must be the variable"),
     ("feature key", set_json(feature_key="rgb"), [], "no dataset 'rgb', found ['feats']: if it has another"),
     (

@@ -62,6 +62,12 @@ class TestReport:
         assert "no block 'run': WSCH has its published settings, 100 + 300 epochs among them" in out
         assert "BTH would refuse it: 'bth.n_anchors' is 21, more than the 20 training videos" in err
 
+    def test_a_published_json_is_for_the_first_system(self, dataset, capsys):
+        del dataset.content["run"], dataset.content["bth"]
+        dataset.change()
+        assert inspect.main([str(dataset.path)]) == 2
+        assert "WSCH would refuse it: 'cfg.n_clusters' is 800, more than the 40" in capsys.readouterr().err
+
     def test_blocks_are_checked(self, dataset, capsys):
         dataset.change(run={"learning_rate": 1})
         assert inspect.main([str(dataset.path)]) == 2

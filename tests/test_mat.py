@@ -1,5 +1,7 @@
 """MAT files of version 5 as scipy writes them, and as damage leaves them."""
 
+import os
+
 import numpy as np
 import pytest
 import scipy.io
@@ -81,6 +83,13 @@ def test_damage_is_one_line(tmp_path, compressed):
             errors.append(str(error))
     assert len(errors) > 100
     assert all(error.startswith(f"{damaged}: ") and "\n" not in error for error in errors)
+
+
+def test_a_file_cut_short_is_refused_whatever_is_missing(tmp_path):
+    scipy.io.savemat(tmp_path / "a.mat", {"labels": np.ones((2, 2)), "text": "dog"})
+    os.truncate(tmp_path / "a.mat", os.path.getsize(tmp_path / "a.mat") - 8)
+    with pytest.raises(BadInput, match="an element of "):
+        read(tmp_path / "a.mat")
 
 
 @pytest.mark.parametrize(

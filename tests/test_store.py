@@ -14,9 +14,10 @@ import torch
 
 import data
 from data import FeatureFile, FeatureStore, free_memory
-from engine.feed import encode, read_ahead
+from engine.feed import encode, read_ahead, to_device
 from formats.files import BadInput
 from formats.hdf5 import reading
+from model import beside
 from pretrain import masked
 
 N, L, D = 23, 6, 16
@@ -209,6 +210,20 @@ class TestReading:
             for seed, key in enumerate(("feats", "rgb")):
                 store = FeatureStore([tmp_path / "a.h5"], L, D, memory, scratch=tmp_path / "x", key=key)
                 assert np.array_equal(store.read(np.arange(N)), features(seed=seed))
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_pageable_memory_is_not_copied_in_the_background(monkeypatch, device):
+    to, found = torch.Tensor.to, []
+
+    def recorded(tensor, *args, non_blocking=False, **options):
+        found.append(non_blocking)
+        return to(tensor, *args, non_blocking=non_blocking, **options)
+
+    monkeypatch.setattr(torch.Tensor, "to", recorded)
+    frames = to_device(torch.zeros(2, L, D), torch.device(device))
+    beside(frames, torch.ones(2, L, dtype=torch.bool))
+    assert found == [False, False]
 
 
 class TestDigest:
