@@ -81,7 +81,7 @@ class FeatureFile:
         # h5py calls a bfloat16 float32: in place is only what is stored as numpy would.
         as_numpy = dataset.id.get_type().equal(h5py.h5t.py_create(self.stored))
         self.offset = dataset.id.get_offset() if as_numpy else None  # None too where chunked or compressed
-        self.dataset = dataset
+        self.dataset: h5py.Dataset | None = dataset  # None where videos are read in place
         if self.offset is not None:
             stored = dataset.file.filename  # another file, where the dataset is a link into it
             if os.path.getsize(stored) < self.offset + self.nbytes:
