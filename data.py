@@ -3,10 +3,13 @@
 Axes: N videos, L frames, D feature width. A mask is boolean and True means hidden.
 """
 
+import hashlib
+import itertools
 import os
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +20,14 @@ from torch import Tensor
 
 from formats.dataset import DatasetConfig, Split
 from formats.files import BadInput, progress, write_whole
+from formats.hdf5 import find_array, reading
 
 READ_BYTES = 64 << 20  # features are scanned and loaded in blocks of about this size
+OTHER_NAMES = (
+    ": if it has another name, set 'feature_key' in the dataset JSON; one dataset per video? "
+    "stack them into one 'feats' of shape (N, L, D)"
+)
+DIGEST_VIDEOS = 24  # of each file, in what tells features that were replaced
 
 # ---------------------------------------------------------------- features
 
@@ -31,43 +40,61 @@ class FeatureFile:
     this process). Any other dataset is read through h5py, with a cache that holds a chunk's worth of videos:
     reading in file order decompresses each chunk once.
 
+    Args:
+        path: of the file.
+        n_frames: L that it must have; None: any.
+        width: D that it must have.
+        key: of the dataset, where it is not ``feats``.
+
     Raises:
-        BadInput: the file is missing, damaged, or unlike ``n_frames`` (None: any number) and ``width``.
+        BadInput: the file is missing, damaged, or unlike ``n_frames`` and ``width``.
     """
 
-    def __init__(self, path: Path, n_frames: int | None, width: int):
-        self.path = path
+    def __init__(self, path: Path, n_frames: int | None, width: int, key: str = "feats"):
+        self.path, self.key = path, key
         if not path.exists():
             raise BadInput(f"{path}: no such feature file")
-        try:
-            self.dataset = h5py.File(path, "r").get("feats")
-        except (OSError, RuntimeError, KeyError) as error:
-            raise BadInput(f"{path}: not a readable HDF5 file (damaged or truncated?): {error}") from None
-        if not isinstance(self.dataset, h5py.Dataset):
-            with h5py.File(path, "r") as file:
-                raise BadInput(f"{path}: no dataset 'feats', found {sorted(file)}")
-        shape, self.dtype = self.dataset.shape, self.dataset.dtype.newbyteorder("=")
-        if shape is None or len(shape) != 3 or shape[1:] != (n_frames or shape[1], width) or not shape[1]:
+        with reading(path):
+            self.open(n_frames, width)
+
+    def open(self, n_frames: int | None, width: int) -> None:
+        """Look at the file; what stays open of it is one descriptor."""
+        where = f"{self.path}: '{self.key}'"
+        file = h5py.File(self.path, "r")
+        dataset = find_array(file, self.key, self.path, OTHER_NAMES)
+        self.shape, self.dtype, self.stored = dataset.shape, dataset.dtype.newbyteorder("="), dataset.dtype
+        rest = (self.shape or ())[1:]  # L and D
+        if len(rest) != 2 or rest != (n_frames or rest[0], width) or not rest[0]:
+            hint = f"; looks like (N, L * D), reshape it to (-1, {n_frames}, {width})"
+            hint = hint if n_frames and rest == (n_frames * width,) else ""
             expected = f"expected (N, {n_frames or 'L'}, {width}): videos, frames, feature width"
-            raise BadInput(f"{path}: 'feats' has shape {shape}, {expected}")
-        if shape[0] == 0:
-            raise BadInput(f"{path}: 'feats' holds no video")
+            raise BadInput(f"{where} has shape {self.shape}, {expected}{hint}")
+        if self.shape[0] == 0:
+            raise BadInput(f"{where} holds no video")
         if self.dtype not in (np.float16, np.float32, np.float64):
-            raise BadInput(f"{path}: 'feats' is {self.dtype}, expected float16, float32 or float64")
-        if self.dataset.is_virtual or self.dataset.external or not self.dataset.id.get_storage_size():
-            raise BadInput(f"{path}: 'feats' holds no data of its own (virtual, external or never written)")
-        self.n_videos = shape[0]
-        self.video_bytes = shape[1] * width * self.dtype.itemsize
-        self.offset = self.dataset.id.get_offset()  # None where the data are chunked, compressed or elsewhere
+            raise BadInput(f"{where} is {self.dtype}, expected float16, float32 or float64")
+        if dataset.is_virtual or dataset.external or not dataset.id.get_storage_size():
+            raise BadInput(f"{where} holds no data of its own (virtual, external or never written)")
+        self.n_videos = self.shape[0]
+        self.video_bytes = self.shape[1] * width * self.dtype.itemsize
+        self.nbytes = self.n_videos * self.video_bytes
+        # h5py calls a bfloat16 float32: in place is only what is stored as numpy would.
+        as_numpy = dataset.id.get_type().equal(h5py.h5t.py_create(self.stored))
+        self.offset = dataset.id.get_offset() if as_numpy else None  # None too where chunked or compressed
+        self.dataset: h5py.Dataset | None = dataset  # None where videos are read in place
         if self.offset is not None:
-            stored = self.dataset.file.filename  # another file, where 'feats' is a link into it
-            if os.path.getsize(stored) < self.offset + self.dataset.nbytes:
-                raise BadInput(f"{path}: truncated, 'feats' reaches beyond the end of the file")
-            self.file = open(stored, "rb", buffering=0)
-        elif self.dataset.chunks:
-            cache = (self.dataset.chunks[0] + 1) * self.video_bytes
-            self.dataset.file.close()  # the cache of a file that is open cannot be changed
-            self.dataset = h5py.File(path, "r", rdcc_nbytes=cache, rdcc_nslots=100_003, rdcc_w0=1)["feats"]
+            stored = dataset.file.filename  # another file, where the dataset is a link into it
+            if os.path.getsize(stored) < self.offset + self.nbytes:
+                raise BadInput(f"{self.path}: truncated, '{self.key}' reaches beyond the end of the file")
+            self.file, self.dataset = open(stored, "rb", buffering=0), None
+            dataset.file.close()
+            file.close()
+        elif dataset.chunks:
+            cache = (dataset.chunks[0] + 1) * self.video_bytes
+            dataset.file.close()  # the cache of a file that is open cannot be changed
+            file.close()
+            file = h5py.File(self.path, "r", rdcc_nbytes=cache, rdcc_nslots=100_003, rdcc_w0=1)
+            self.dataset = file[self.key]
 
     @property
     def in_place(self) -> bool:
@@ -76,18 +103,16 @@ class FeatureFile:
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """The videos ``rows`` (n,), strictly ascending, as an array (n, L, D)."""
-        try:
+        with reading(self.path, f"videos {rows[0]} to {rows[-1]}"):
             if self.in_place:
                 return self.read_in_place(rows)
             if rows[-1] - rows[0] == len(rows) - 1:
                 return self.dataset[rows[0] : rows[-1] + 1]
             return self.dataset[rows]
-        except OSError as error:
-            raise BadInput(f"{self.path}: cannot be read, videos {rows[0]} to {rows[-1]}: {error}") from None
 
     def read_in_place(self, rows: np.ndarray) -> np.ndarray:
         """Read each run of neighbouring videos at once; the disk hears of all of them first."""
-        videos = np.empty((len(rows), *self.dataset.shape[1:]), self.dataset.dtype)
+        videos = np.empty((len(rows), *self.shape[1:]), self.stored)
         raw = videos.view(np.uint8).reshape(-1)
         size = self.video_bytes
         ends = [*(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
@@ -116,7 +141,8 @@ class FeatureFile:
             BadInput: the copy does not fit on the disk, or cannot be written.
         """
         source, status = self.path.resolve(), self.path.stat()
-        own = f"{source.stem}-{zlib.crc32(str(source).encode()):08x}"
+        named = str(source) if self.key == "feats" else f"{source}/{self.key}"
+        own = f"{source.stem}-{zlib.crc32(named.encode()):08x}"
         copy = folder / f"{own}-{status.st_size:x}-{status.st_mtime_ns:x}.h5"
         if not copy.exists():
             try:
@@ -125,21 +151,21 @@ class FeatureFile:
                 raise BadInput(f"{folder}: cannot be written to: {error.strerror}") from None
             for outdated in folder.glob(f"{own}-*.h5"):
                 outdated.unlink(missing_ok=True)
-            needed, free = self.dataset.nbytes, shutil.disk_usage(folder).free
+            needed, free = self.nbytes, shutil.disk_usage(folder).free
             if needed > 0.98 * free:
                 raise BadInput(
                     f"{self.path}: its unpacked copy needs {needed / 1e9:.1f} GB in {folder}, where "
                     f"{free / 1e9:.1f} GB are free; make room, or set 'memory' to ram"
                 )
             write_whole(copy, self.unpack)
-        file = FeatureFile(copy, *self.dataset.shape[1:])
+        file = FeatureFile(copy, *self.shape[1:])
         file.path = self.path  # errors name the user's file
         return file
 
     def unpack(self, path: Path) -> None:
         """Write the features, contiguous and uncompressed, to a file."""
         with h5py.File(path, "w") as file:
-            copy = file.create_dataset("feats", self.dataset.shape, self.dtype)
+            copy = file.create_dataset("feats", self.shape, self.dtype)
             size = max(1, READ_BYTES // self.video_bytes)
             for start in progress(range(0, self.n_videos, size), f"unpacking {self.path.name}"):
                 rows = np.arange(start, min(start + size, self.n_videos))
@@ -166,9 +192,10 @@ class FeatureStore:
         device: where ``ram`` keeps the set when it fits there too.
         scratch: folder for unpacked copies of chunked files that stay on disk: for training, which reads in
             random order and would decompress a chunk again for every video. None: no copies.
+        key: of the dataset in every file.
 
     Raises:
-        BadInput: a file cannot be used, two of them disagree, or a feature is not finite.
+        BadInput: a file cannot be used, two disagree, a feature is not finite, or memory does not suffice.
     """
 
     def __init__(
@@ -179,22 +206,23 @@ class FeatureStore:
         memory: str = "auto",
         device: torch.device | str = "cpu",
         scratch: Path | None = None,
+        key: str = "feats",
     ):
         self.files = []
         for path in files:
-            self.files.append(FeatureFile(path, n_frames, width))
-            n_frames = self.files[0].dataset.shape[1]
+            self.files.append(FeatureFile(path, n_frames, width, key))
+            n_frames = self.files[0].shape[1]
         self.paths = [file.path for file in self.files]
         for file in self.files:
             if file.dtype != self.files[0].dtype:
                 raise BadInput(
                     f"{file.path}: {file.dtype}, but {self.files[0].path} is {self.files[0].dtype}"
                 )
-        self.starts = np.cumsum(
-            [0] + [file.n_videos for file in self.files]
-        )  # first video of each file, then N
+        self.n_videos = [file.n_videos for file in self.files]  # of each file
+        self.starts = np.cumsum([0, *self.n_videos])  # first video of each file, then N
         self.shape = (int(self.starts[-1]), n_frames, width)
         self.checked = np.zeros(len(self), dtype=bool)  # videos whose features were seen to be finite
+        self.padded = np.zeros(len(self), dtype=bool)  # those among them whose last frame is all zero
         self.dtype = np.dtype(np.float16 if self.files[0].dtype == np.float16 else np.float32)
         self.nbytes = int(np.prod(self.shape)) * self.dtype.itemsize
         self.loaded: Tensor | None = None
@@ -206,8 +234,22 @@ class FeatureStore:
             self.files = [file if file.in_place else file.unpacked(scratch) for file in self.files]
 
     def load(self, device: torch.device | str) -> None:
-        """Read the set into memory, and on to a GPU where it fits comfortably."""
-        self.loaded = torch.empty(self.shape, dtype=torch.float16 if self.dtype == np.float16 else None)
+        """Read the set into memory, and on to a GPU where it fits comfortably.
+
+        Raises:
+            BadInput: there is not enough memory, or the files cannot be read.
+        """
+        free = free_memory()
+        too_large = BadInput(
+            f"{self.paths[0]}: with 'memory' ram the {len(self)} videos need {self.nbytes / 1e9:.1f} GB, "
+            f"{free / 1e9:.1f} GB are free; set 'memory' to disk"
+        )
+        if self.nbytes > free:
+            raise too_large
+        try:
+            self.loaded = torch.empty(self.shape, dtype=torch.float16 if self.dtype == np.float16 else None)
+        except RuntimeError:  # a limit on the process
+            raise too_large from None
         for rows in self.blocks("loading"):
             self.loaded[rows[0] : rows[-1] + 1] = torch.from_numpy(self.read_files(rows))
         if torch.device(device).type == "cuda" and self.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
@@ -216,14 +258,18 @@ class FeatureStore:
     def __len__(self) -> int:
         return self.shape[0]
 
-    @property
+    @cached_property
     def facts(self) -> dict[str, Any]:
-        """What a run that reads these features depends on."""
-        return {
-            "shape": list(self.shape),
-            "dtype": str(self.dtype),
-            "files": [str(path) for path in self.paths],
-        }
+        """What a run that reads these features depends on, wherever and however they are stored.
+
+        The digest is one of some videos of every file, the first and the last among them: the whole set would
+        take minutes, and features that were replaced differ everywhere.
+        """
+        digest = hashlib.sha256(str(self.n_videos).encode())
+        for start, stop in itertools.pairwise(self.starts):
+            rows = np.unique(np.linspace(start, stop - 1, DIGEST_VIDEOS).astype(np.int64))
+            digest.update(self.read(rows).cpu().numpy().tobytes())
+        return {"shape": list(self.shape), "dtype": str(self.dtype), "digest": digest.hexdigest()[:16]}
 
     def name_of(self, video: int) -> str:
         """A video as errors name it: its file, and its number therein."""
@@ -247,7 +293,7 @@ class FeatureStore:
         if self.loaded is not None and (np.diff(rows) == 1).all():
             return self.loaded[rows[0] : rows[-1] + 1]  # a view
         if self.loaded is not None:
-            return self.loaded[torch.from_numpy(rows).to(self.loaded.device, non_blocking=True)]
+            return self.loaded[torch.from_numpy(rows).to(self.loaded.device)]
         unique, inverse = np.unique(rows, return_inverse=True)
         features = torch.from_numpy(self.read_files(unique))
         return features if len(unique) == len(rows) and (unique == rows).all() else features[inverse]
@@ -268,6 +314,7 @@ class FeatureStore:
                     video, frame = np.argwhere(~finite)[0]
                     raise BadInput(f"{file.path}: video {mine[video] - start}, frame {frame}: not finite")
                 self.checked[mine] = True
+                self.padded[mine] = ~part[:, -1].any(-1)
             parts.append(part)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
@@ -282,14 +329,16 @@ def open_store(
     config: DatasetConfig, split: Split, memory: str, device: torch.device | str, scratch: Path | None = None
 ) -> FeatureStore:
     """The feature store of one split of a dataset."""
-    return FeatureStore(split.features, config.max_frames, config.feature_size, memory, device, scratch)
+    return FeatureStore(
+        split.features, config.max_frames, config.feature_size, memory, device, scratch, config.feature_key
+    )
 
 
 def free_memory() -> int:
     """Bytes of memory that can be had without swapping, under the limit of a container or batch job too."""
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        groups = [line.split(":") for line in Path("/proc/self/cgroup").read_text().splitlines()]
+        groups = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
     except OSError:  # not Linux: all the memory there is
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     free = int(lines["MemAvailable"].split()[0]) * 1024
@@ -339,7 +388,8 @@ def draw_views(rng: np.random.Generator, n_videos: int, n_frames: int, mask_rati
     """
     n_visible = n_frames - n_hidden_frames(n_frames, mask_ratio)
     order = rng.permutation(n_videos)
-    frames = np.broadcast_to(np.arange(n_frames, dtype=np.int16), (n_videos, n_frames))
+    small = np.int16 if n_frames <= 2**15 else np.int32
+    frames = np.broadcast_to(np.arange(n_frames, dtype=small), (n_videos, n_frames))
     frames = rng.permuted(frames, axis=1)  # (N, L)
     masks = np.ones((2, n_videos, n_frames), dtype=bool)
     np.put_along_axis(masks[0], frames[:, :n_visible].astype(np.int64), False, axis=1)

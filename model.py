@@ -317,12 +317,17 @@ class WSCH(nn.Module):
         return torch.autocast(frames.device.type, torch.bfloat16, enabled=self.bfloat16)
 
 
+def beside(frames: Tensor, mask: Tensor) -> Tensor:
+    """A mask on the frames' device; copied in the background only from pinned memory to CUDA."""
+    return mask.to(frames.device, non_blocking=frames.is_cuda and mask.is_pinned())
+
+
 def visible_frames(frames: Tensor, mask: Tensor) -> Tensor:
     """Gather what a mask leaves: frames (B, L, D), mask (B or 2B, L) -> (B or 2B, V, D)."""
     n_hidden = mask.sum(1)
     assert (n_hidden == n_hidden[0]).all()
     n_visible = mask.shape[1] - int(n_hidden[0])
-    hidden = mask.to(frames.device, non_blocking=True).byte()
+    hidden = beside(frames, mask).byte()
     visible = hidden.argsort(dim=1, stable=True)[:, :n_visible]  # (2B, V), stable: in temporal order
     video = torch.arange(len(mask), device=frames.device) % len(frames)
     return frames.flatten(0, 1)[video[:, None] * frames.shape[1] + visible]
@@ -348,7 +353,7 @@ def reconstruction_loss(reconstruction: Tensor, frames: Tensor, mask: Tensor) ->
         A scalar in [0, 2] for each view.
     """
     n_videos = len(frames)
-    hidden = mask.to(frames.device, non_blocking=True).view(-1, n_videos, mask.shape[1]).transpose(0, 1)
+    hidden = beside(frames, mask).view(-1, n_videos, mask.shape[1]).transpose(0, 1)
     norms = torch.linalg.vector_norm(frames, dim=-1).clamp_min(1e-8)  # (B, L)
     weights = hidden / norms[:, None] / hidden.sum(-1, keepdim=True)  # (B, views, L)
     target = weights @ frames  # (B, views, D)

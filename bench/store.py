@@ -95,7 +95,7 @@ def compare(folder: Path, n_videos: int, n_packed: int, rounds: int) -> None:
         name = f"on disk, gzip, chunks: {name}"
         unpacking[name] = time.perf_counter() - start
         stores[name] = store
-        files[name] = Path(store.files[0].dataset.file.filename)
+        files[name] = Path(store.files[0].file.name)
     ours = trainer()
     rates = {name: [] for name in stores}
     for turn in range(rounds + 1):  # the first one only warms up

@@ -43,9 +43,10 @@ def write_latents(
         checkpoint: the network.
         say: tells the user what was done.
     """
+    path = Prepared(settings, len(store)).paths["latent_feats"]
 
     def depends_on() -> str:
-        return f"{network_stamp(settings, checkpoint)}, {features_stamp(settings)}"
+        return f"{network_stamp(settings, checkpoint)}, {features_stamp(settings, path)}"
 
     def write(file: h5py.File) -> None:
         device = open_device(settings)
@@ -53,7 +54,7 @@ def write_latents(
         latents = encode(store, lambda frames, _: net.latent(frames), device, settings, "latent features")
         file["feats"] = latents.numpy()
 
-    make(Prepared(settings, len(store)).paths["latent_feats"], depends_on, write, say)
+    make(path, depends_on, write, say)
 
 
 def train_model(settings: BTHSettings, run: Run, mask_only: Path | None = None) -> None:

@@ -19,9 +19,11 @@ from torch import Tensor
 from bth import model
 from bth.settings import BTHSettings
 from bth.similarity import BLOCK, GRAPH_SIZES, Similarity
+from data import open_store
 from engine.checkpoint import load_weights
 from engine.device import check_stop
 from formats.files import BadInput, expand, progress, write_whole
+from formats.hdf5 import find_array, reading
 from formats.weights import digest
 
 MADE_FROM = "made_from"  # the attribute
@@ -149,7 +151,7 @@ class Prepared:
         path = self.paths["latent_feats"]
         if not path.exists() or self.is_published("latent_feats"):
             return
-        if not made_from(path).endswith(features_stamp(self.settings)):
+        if not made_from(path).endswith(features_stamp(self.settings, path)):
             files = ", ".join(map(str, self.settings.config.train.features))
             raise BadInput(f"{path}: made from other features than {files}; run stage bth.pretrain again")
         if mask_only is not None and not made_from(path).startswith(network_stamp(self.settings, mask_only)):
@@ -174,22 +176,18 @@ class Prepared:
         """
         path = self.paths[name]
         check_there(path)
-        try:
-            with h5py.File(path, "r") as file:
-                if not isinstance(file.get(key), h5py.Dataset):
-                    raise BadInput(f"{path}: no dataset '{key}', found {sorted(file)}")
-                array = file[key][()]
-        except (OSError, RuntimeError, KeyError) as error:
-            raise BadInput(f"{path}: not a readable HDF5 file (damaged or truncated?): {error}") from None
-        array = np.asarray(array)
-        fits = np.ndim(array) == 2 and all(
-            want in (None, have) for want, have in zip(shape, array.shape, strict=True)
-        )
-        if not fits or array.dtype.kind not in kinds:
-            expected = f"({', '.join('m' if size is None else str(size) for size in shape)})"
-            found = f"{array.dtype} {np.shape(array)}"
-            kind = "floating-point numbers" if kinds == "f" else "integers"
-            raise BadInput(f"{path}: '{key}': expected {kind} {expected}, found {found}")
+        with reading(path), h5py.File(path, "r") as file:
+            array = find_array(file, key, path)
+            fits = len(array.shape or ()) == 2 and all(
+                want in (None, have) for want, have in zip(shape, array.shape, strict=True)
+            )
+            if not fits or array.dtype.kind not in kinds:
+                expected = f"({', '.join('m' if size is None else str(size) for size in shape)})"
+                kind = "floating-point numbers" if kinds == "f" else "integers"
+                raise BadInput(
+                    f"{path}: '{key}': expected {kind} {expected}, found {array.dtype} {array.shape}"
+                )
+            array = array[()]
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused
             array = array.astype(np.float32 if kinds == "f" else np.int64)
         if not np.isfinite(array).all():
@@ -233,11 +231,8 @@ def made_from(path: Path) -> str | None:
         BadInput: it is not there, or no HDF5 file.
     """
     check_there(path)
-    try:
-        with h5py.File(path, "r") as file:
-            found = file.attrs.get(MADE_FROM)
-    except OSError as error:
-        raise BadInput(f"{path}: not a readable HDF5 file (damaged or truncated?): {error}") from None
+    with reading(path), h5py.File(path, "r") as file:
+        found = file.attrs.get(MADE_FROM)
     return found if isinstance(found, str) else None
 
 
@@ -258,6 +253,13 @@ def network_stamp(settings: BTHSettings, checkpoint: Path) -> str:
     return f"network {digest(*net.state_dict().values())}"
 
 
-def features_stamp(settings: BTHSettings) -> str:
-    """How a file says that it was made from these training videos: names and sizes, so files may be moved."""
-    return f"features {[(path.name, path.stat().st_size) for path in settings.config.train.features]}"
+def features_stamp(settings: BTHSettings, latents: Path) -> str:
+    """How a file of latents says that it was made from these training videos.
+
+    By their digest; by names and sizes where the file that is there says so: it is of an older version.
+    """
+    config = settings.config
+    older = f"features {[(path.name, path.stat().st_size) for path in config.train.features]}"
+    if latents.exists() and (made_from(latents) or "").endswith(older):
+        return older
+    return f"features {open_store(config, config.train, 'disk', 'cpu').facts['digest']}"

@@ -14,6 +14,7 @@ import numpy as np
 import scipy.sparse
 
 from formats.files import BadInput
+from formats.hdf5 import find_array, reading
 
 GRAPH_SIZES = (3, 4, 5)  # k: the nearest anchors that a video is tied to in each anchor graph
 THRESHOLD = 1e-5  # of S_k
@@ -157,22 +158,16 @@ class Similarity:
 
     def __init__(self, path: str | Path, n_videos: int | None = None):
         self.path = path
-        try:
+        if not Path(path).exists():
+            raise BadInput(f"{path}: no such similarity file")
+        with reading(path):
             self._file = h5py.File(path, "r")
-        except FileNotFoundError:
-            raise BadInput(f"{path}: no such similarity file") from None
-        except OSError as error:
-            raise BadInput(f"{path}: not a readable HDF5 file (damaged or truncated?): {error}") from None
-        try:
             self._dense = self._array("adj", 2) if "adj" in self._file else None  # (N, N)
             self._n_videos = self._read_offsets() if self._dense is None else len(self._dense)
             if self._dense is not None and self._dense.shape[1] != len(self):
                 raise BadInput(f"{path}: 'adj': expected shape (N, N), found {self._dense.shape}")
             if n_videos not in (None, len(self)):
                 raise BadInput(f"{path}: expected the tags of {n_videos} training videos, found {len(self)}")
-        except BadInput:
-            self.close()
-            raise
 
     def _read_offsets(self) -> int:
         self._indptr = self._array("indptr", 1, "i")[:]  # (N + 1,)
@@ -186,9 +181,7 @@ class Similarity:
         return len(self._indptr) - 1
 
     def _array(self, key: str, n_axes: int, kinds: str = "fiu") -> h5py.Dataset:
-        array = self._file.get(key)
-        if not isinstance(array, h5py.Dataset):
-            raise BadInput(f"{self.path}: no dataset '{key}' (nor 'adj'), found {sorted(self._file)}")
+        array = find_array(self._file, key, self.path, "; expected it, or 'adj'")
         if array.shape is None or array.ndim != n_axes or array.dtype.kind not in kinds:
             expected = f"{n_axes} axes of {'integers' if kinds == 'i' else 'numbers'}"
             raise BadInput(f"{self.path}: '{key}': expected {expected}, found {array.dtype} {array.shape}")
@@ -213,10 +206,8 @@ class Similarity:
         assert videos[0] >= 0, videos[0]
         assert videos[-1] < len(self), (videos[-1], len(self))
         where = f"in the rows {videos[0]} to {videos[-1]}"
-        try:
+        with reading(self.path, where):
             rows = self._sparse_rows(videos) if self._dense is None else self._dense_rows(videos)
-        except OSError as error:
-            raise BadInput(f"{self.path}: cannot be read {where}: {error}") from None
         ascending = np.diff(rows.indices, prepend=-1) > 0
         ascending[rows.indptr[:-1][np.diff(rows.indptr) > 0]] = True  # a row's first entry follows nothing
         if not ascending.all() or ((rows.indices < 0) | (rows.indices >= len(self))).any():

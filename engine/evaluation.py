@@ -29,6 +29,7 @@ class Splits(NamedTuple):
     query: FeatureStore
     database_labels: np.ndarray  # (N, num_class)
     query_labels: np.ndarray  # (Q, num_class)
+    notes: list[str]  # what the user should know of them
 
 
 def open_splits(settings: Settings, memory: str | None = None) -> Splits:
@@ -40,16 +41,15 @@ def open_splits(settings: Settings, memory: str | None = None) -> Splits:
     config = settings.config
     memory = memory or settings.memory
     database = open_store(config, config.test, memory, "cpu")
-    labels = load_labels(config, config.test, len(database))
+    labels, notes = load_labels(config, config.test, database.n_videos)
     k = max(settings.ks)
     if len(database) < k:
         raise BadInput(
             f"{config.path}: mAP@{k} needs a database of {k} videos, found {len(database)}; set smaller 'ks'"
         )
-    if config.query_is_database:
-        return Splits(database, database, labels, labels)
-    query = open_store(config, config.query, memory, "cpu")
-    return Splits(database, query, labels, load_labels(config, config.query, len(query)))
+    query = database if config.query_is_database else open_store(config, config.query, memory, "cpu")
+    query_labels, more = load_labels(config, config.query, query.n_videos)
+    return Splits(database, query, labels, query_labels, list(dict.fromkeys(notes + more)))
 
 
 def check_splits(settings: Settings) -> None:
@@ -102,8 +102,8 @@ def run_test(
     run.start(**environment(device), weights={name: str(path) for name, path in weights.items() if path})
     for name, path in weights.items():
         run.say(f"{name}: {path} ({origins[name]})" if path else f"{name}: {origins[name]}")
-    for difference in differs:
-        run.say(difference)
+    for note in differs + splits.notes:
+        run.say(note)
     results, zeros, distinct = {}, {}, {}
     for name, net in nets.items():
         net.bfloat16 = settings.precision == "bfloat16"

@@ -71,7 +71,10 @@ def read_ahead(
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Frames on the device, as float32; masks and indices as they are."""
-    return tensor.to(device, non_blocking=True).float() if tensor.is_floating_point() else tensor
+    if not tensor.is_floating_point():
+        return tensor
+    # Not on MPS: a copy from pageable memory may read what was freed already.
+    return tensor.to(device, non_blocking=device.type == "cuda" and tensor.is_pinned()).float()
 
 
 def encode(

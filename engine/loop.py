@@ -255,7 +255,10 @@ class Loop:
             raise BadInput(f"{path}: a checkpoint of another run with the same number")
         try:
             changed = self.settings.changes_since(content["settings"])
-            changed += differences(content["inputs"], self.inputs)
+            # Older checkpoints name the files instead of a digest: compare what both know.
+            then, now = content["inputs"], self.inputs["features"]
+            known = {key: then["features"].get(key, value) for key, value in now.items()}
+            changed += differences(then | {"features": known}, self.inputs)
             if changed:
                 raise BadInput(f"{path}: a checkpoint of another run: {'; '.join(changed)}")
             self.stage.net.load_state_dict(content["model"])

@@ -8,7 +8,6 @@ import contextlib
 import importlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -104,7 +103,7 @@ def resolve(form: Mapping[str, Any], options: Mapping[str, Any]) -> Settings:
     stated |= converted(options, known, problems, "option ")
     path = Path(stated.get("data_set_config", Settings.data_set_config))
     try:
-        config = load_config(path)
+        config = load_config(path, stated.get("protocol"))
     except BadInput as error:
         with contextlib.suppress(BadInput):  # the blocks' problems too, as far as the file can be read
             content = read_json(path)
@@ -112,8 +111,6 @@ def resolve(form: Mapping[str, Any], options: Mapping[str, Any]) -> Settings:
             read_blocks(path, blocks, problems)
         raise BadInput("; ".join([str(error), *problems])) from None
     stated = read_blocks(path, config.blocks, problems)[system.settings.block] | stated
-    if config.query.features != config.test.features:  # else nobody but the database can ask
-        config = replace(config, protocol=stated.get("protocol", config.protocol))
     settings = build(system.settings, stated, config=config, given=tuple(sorted(stated)))
     problems += settings.problems()
     if problems:

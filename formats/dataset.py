@@ -17,6 +17,7 @@ class Split:
     features: tuple[Path, ...]
     labels: tuple[Path, ...]  # empty: unlabelled
     label_variable: str
+    variable_is_stated: bool  # by the JSON; else another one is taken where it is the only one
 
 
 @dataclass(frozen=True)
@@ -31,39 +32,51 @@ class DatasetConfig:
     num_class: int
     feature_size: int  # "hidden_size" in the JSON: the published name of D
     max_frames: int
+    feature_key: str  # of the HDF5 dataset that holds the features
     blocks: Mapping[str, Mapping] = field(default_factory=dict)  # settings by system, checked by the engine
     facts: Mapping[str, Any] = field(default_factory=dict)  # the JSON without these blocks
-    protocol: str = "query"  # or database
 
     @property
     def query_is_database(self) -> bool:
         """Every database video is a query and stays in the database: it retrieves itself."""
-        return self.protocol == "database"
+        return self.query.features == self.test.features
+
+    @property
+    def protocol(self) -> str:
+        """Who asks: ``query`` or ``database``."""
+        return "database" if self.query_is_database else "query"
 
 
 FILE_KEYS = ("root", "train", "test", "query", "train_label", "test_label", "query_label")
-REQUIRED_KEYS = ("dataset", *FILE_KEYS[1:], "num_class", "hidden_size", "max_frames")
+REQUIRED_KEYS = ("dataset", "train", "test", "query", "test_label", "query_label", "num_class", "hidden_size",
+                 "max_frames")  # fmt: skip
+OPTIONAL_KEYS = ("train_label", "root", "label_variable", "feature_key", "protocol")
+SPLITS = ("train", "test", "query")
 # The systems: the block of each in a dataset JSON, and the module whose SYSTEM tells the engine of it.
 SYSTEMS = {"run": "pretrain", "bth": "bth.settings"}
 PROTOCOLS = ("query", "database")
 LABEL_VARIABLES = {("activitynet", "test"): "re_label", ("activitynet", "query"): "q_label"}  # else "labels"
 
 
-def load_config(path: str | Path) -> DatasetConfig:
+def load_config(path: str | Path, protocol: str | None = None) -> DatasetConfig:
     """Read a dataset JSON (spec: section 1), published or with blocks of our own (``SYSTEMS``).
+
+    Args:
+        path: of the file.
+        protocol: ``query`` or ``database``: who asks; None: what the file says.
 
     Raises:
         BadInput: all that is wrong with it, in one line.
     """
     content = read_json(path)
-    problems = unknown_keys(content, [*REQUIRED_KEYS, "root", "protocol", *SYSTEMS])
+    problems = unknown_keys(content, [*REQUIRED_KEYS, *OPTIONAL_KEYS, *SYSTEMS])
     problems += [f"key '{key}' is missing" for key in REQUIRED_KEYS if key not in content]
 
     def check(key: str, valid: bool, expected: str) -> None:
         if key in content and not valid:
             problems.append(f"'{key}' must be {expected}, found {json.dumps(content[key])}")
 
-    for key in ("dataset", "root"):
+    for key in ("dataset", "root", "feature_key"):
         check(key, isinstance(content.get(key), str) and content[key] != "", "a non-empty string")
     for key in ("num_class", "hidden_size", "max_frames"):
         value = content.get(key)
@@ -81,18 +94,27 @@ def load_config(path: str | Path) -> DatasetConfig:
         check(key, valid and (may_be_empty or len(names) > 0), "a file name or a list of file names")
         return tuple(root / expand(name) for name in names) if valid else ()
 
+    stated = content.get("label_variable", {})
+    variables = dict.fromkeys(SPLITS, stated) if isinstance(stated, str) else stated
+    names = variables.values() if isinstance(variables, dict) and variables.keys() <= set(SPLITS) else [""]
+    valid = all(isinstance(name, str) and name for name in names)
+    check("label_variable", valid, f"the variable's name, or an object of names for {', '.join(SPLITS)}")
     splits = {
         name: Split(
             name,
             files(name),
             files(f"{name}_label", may_be_empty=name == "train"),
-            LABEL_VARIABLES.get((str(content.get("dataset")), name), "labels"),
+            variables[name]
+            if valid and name in variables
+            else LABEL_VARIABLES.get((str(content.get("dataset")), name), "labels"),
+            variable_is_stated=valid and name in variables,
         )
-        for name in ("train", "test", "query")
+        for name in SPLITS
     }
     if problems:
         raise BadInput(f"{path}: {'; '.join(problems)}")
-    same = splits["query"].features == splits["test"].features
+    if (protocol or content.get("protocol")) == "database":
+        splits["query"] = splits["test"]
     return DatasetConfig(
         path=Path(path),
         dataset=content["dataset"],
@@ -100,7 +122,7 @@ def load_config(path: str | Path) -> DatasetConfig:
         num_class=content["num_class"],
         feature_size=content["hidden_size"],
         max_frames=content["max_frames"],
-        protocol="database" if same else content.get("protocol", "query"),
+        feature_key=content.get("feature_key", "feats"),
         blocks={key: content[key] for key in SYSTEMS if key in content},
         facts={key: value for key, value in content.items() if key not in SYSTEMS},
     )

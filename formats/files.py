@@ -11,6 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+MANY = 5  # names that an error lists; of more it tells the number
+
 
 class BadInput(ValueError):
     """A file or setting the user gave cannot be used; the message is one line that says what to mend."""
@@ -88,11 +90,12 @@ def read_json(path: str | Path) -> dict:
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict:
-        keys = [key for key, _ in pairs]
-        for key in keys:
-            if keys.count(key) > 1:
+        content: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in content:
                 raise BadInput(f"{path}: key '{key}' stands there twice")
-        return dict(pairs)
+            content[key] = value
+        return content
 
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=unique)
@@ -108,16 +111,24 @@ def read_json(path: str | Path) -> dict:
 
 
 def unknown_keys(found: Iterable[str], known: Iterable[str], where: str = "") -> list[str]:
-    """Describe each key of ``found`` that is not in ``known``, with the nearest known one."""
+    """Describe the keys of ``found`` that are not in ``known``, with the nearest known one; at most five."""
     known = list(known)
+    unknown = [key for key in found if key not in known]
     problems = []
-    for key in found:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            problems.append(
-                f"unknown key '{where}{key}'" + (f" (did you mean '{where}{near[0]}'?)" if near else "")
-            )
+    for key in unknown[:MANY]:
+        near = difflib.get_close_matches(key, known, n=1)
+        problems.append(
+            f"unknown key '{where}{key}'" + (f" (did you mean '{where}{near[0]}'?)" if near else "")
+        )
+    if len(unknown) > MANY:
+        problems.append(f"{len(unknown) - MANY} more unknown keys")
     return problems
+
+
+def some(names: Iterable[str]) -> str:
+    """Names for an error, in order: five of them and how many more there are."""
+    names = sorted(names)
+    return f"{names[:MANY]}" + (f" and {len(names) - MANY} more" if len(names) > MANY else "")
 
 
 def progress(items: Iterable, description: str, **options: Any) -> tqdm:

@@ -1,51 +1,108 @@
-"""Labels of videos: MAT files of version 5 or 7.3, multi-hot or one class index a video (spec: section 1)."""
+"""Labels of videos: multi-hot or one class index a video, from MAT files (spec: section 1)."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-import h5py
 import numpy as np
-import scipy.io
-import scipy.sparse
 
 from formats.dataset import DatasetConfig, Split
-from formats.files import BadInput
+from formats.files import BadInput, some
+from formats.mat import open_mat
 
 
-def load_labels(config: DatasetConfig, split: Split, n_videos: int) -> np.ndarray:
-    """Multi-hot labels of a split, uint8 (N, num_class), from MAT files of version 5 or 7.3.
+class LabelFile(NamedTuple):
+    """What one label file holds."""
+
+    path: Path
+    where: str  # the file and its variable, for errors
+    values: np.ndarray  # multi-hot (n, num_class), or one class index a video (n,)
+    note: str  # what the user should know of it; empty: nothing
+
+    @property
+    def is_index(self) -> bool:
+        """Whether it holds one class index a video."""
+        return self.values.ndim == 1
+
+
+def load_labels(config: DatasetConfig, split: Split, n_videos: Sequence[int]) -> tuple[np.ndarray, list[str]]:
+    """Multi-hot labels of a split from MAT files of version 5 or 7.3.
 
     A class-index vector is accepted: 0-based, or 1-based if the largest value of any labelled split is
     ``num_class``.
 
+    Args:
+        config: the dataset.
+        split: of it.
+        n_videos: videos in each of the split's feature files.
+
+    Returns:
+        Multi-hot labels, uint8 (N, num_class), and notes for the user.
+
     Raises:
-        BadInput: a file cannot be read, lacks the variable, or disagrees with the features or ``num_class``.
+        BadInput: a file cannot be read, lacks the variable, or disagrees with the features, the labels of
+            another split or ``num_class``.
     """
-    parts = [read_mat(path, split.label_variable) for path in split.labels]
+    files = read_split(config, split, n_videos)
     where = f"{', '.join(map(str, split.labels))}: '{split.label_variable}'"
-    labels = [
-        part.reshape(-1) if part.ndim < 2 or is_index_vector(part, config.num_class) else part
-        for part in parts
-    ]
-    if len({part.ndim for part in labels}) > 1 or labels[0].ndim > 2:
-        raise BadInput(f"{where} has shape {parts[0].shape}, expected ({n_videos}, {config.num_class})")
-    try:
-        labels = np.concatenate(labels)
-    except ValueError:
-        raise BadInput(f"{where}: the files have different numbers of classes") from None
-    if len(labels) != n_videos:
-        raise BadInput(f"{where} has {len(labels)} rows, but {n_videos} videos have features")
+    labels = np.concatenate([file.values for file in files])
+    if len(labels) != sum(n_videos):
+        raise BadInput(f"{where} has {len(labels)} rows, but {sum(n_videos)} videos have features")
     if labels.ndim == 1:
-        splits = (config.test, config.query)
-        others = [read_mat(path, each.label_variable) for each in splits for path in each.labels]
-        one_based = any(each.max() == config.num_class for each in (labels, *others))
-        labels = index_to_multi_hot(labels, config.num_class, int(one_based), where)
-    if labels.shape[1] != config.num_class:
-        raise BadInput(f"{where} has {labels.shape[1]} columns, but num_class is {config.num_class}")
+        labels = labels[:, None] == np.arange(config.num_class) + find_base(config)
     if not np.isin(labels, (0, 1)).all():
         raise BadInput(f"{where} must hold 0 and 1 only, found {labels[~np.isin(labels, (0, 1))][0]}")
     if not labels.any():
         raise BadInput(f"{where} has no positive label at all")
-    return np.ascontiguousarray(labels, dtype=np.uint8)
+    return np.ascontiguousarray(labels, dtype=np.uint8), [file.note for file in files if file.note]
+
+
+def read_split(config: DatasetConfig, split: Split, n_videos: Sequence[int] = ()) -> list[LabelFile]:
+    """The label files of a split, compared with ``n_videos`` of its feature files where these are as many."""
+    files = [read_file(path, split, config.num_class) for path in split.labels]
+    for file in files:
+        if file.is_index != files[0].is_index:
+            one, other = sorted((files[0], file), key=lambda each: each.is_index)
+            raise BadInput(f"{one.where} is multi-hot, {other.where} holds class indices: expected one kind")
+    if len(files) == len(n_videos):
+        for file, features, n in zip(files, split.features, n_videos, strict=True):
+            if len(file.values) != n:
+                raise BadInput(f"{file.where} has {len(file.values)} rows, but {n} videos are in {features}")
+    return files
+
+
+def read_file(path: Path, split: Split, num_class: int) -> LabelFile:
+    """The variable of one label file."""
+    if not path.exists():
+        raise BadInput(f"{path}: no such label file")
+    name, note = split.label_variable, ""
+    with open_mat(path) as variables:
+        numeric = [each for each, read in variables.items() if read]
+        if name not in variables and len(numeric) == 1 and not split.variable_is_stated:
+            note = f"{path}: no variable '{name}', its only numeric one is taken: '{numeric[0]}'"
+            name = numeric[0]
+        if name not in variables:
+            hint = "; the key 'label_variable' of the dataset JSON names another"
+            raise BadInput(f"{path}: no variable '{name}', found {some(variables)}{hint}")
+        read = variables[name]
+        array = read() if read else np.empty(0)
+    where = f"{path}: '{name}'"
+    if array.size == 0:
+        raise BadInput(f"{where} is not a numeric array")
+    if array.ndim < 2 or is_index_vector(array, num_class):
+        index = array.reshape(-1)
+        if not np.isin(index, np.arange(num_class + 1)).all():
+            raise BadInput(f"{where}: class indices must be 0..{num_class - 1} or 1..{num_class}, "
+                           f"found {index.min()} to {index.max()}")  # fmt: skip
+        return LabelFile(path, where, index, note)
+    if array.ndim > 2:
+        raise BadInput(f"{where} has shape {array.shape}, expected (N, {num_class})")
+    if array.shape[1] != num_class:
+        hint = ""
+        if len(array) == num_class:
+            hint = ": looks transposed, a MAT 7.3 file stores (N, num_class) as (num_class, N)"
+        raise BadInput(f"{where} has {array.shape[1]} columns, but num_class is {num_class}{hint}")
+    return LabelFile(path, where, array, note)
 
 
 def is_index_vector(labels: np.ndarray, num_class: int) -> bool:
@@ -53,42 +110,23 @@ def is_index_vector(labels: np.ndarray, num_class: int) -> bool:
     return 1 in labels.shape and labels.shape[1] != num_class or labels.shape == (1, 1)
 
 
-def index_to_multi_hot(index: np.ndarray, num_class: int, base: int, where: str) -> np.ndarray:
-    """One class index a video (N,), counted from ``base``, to multi-hot (N, num_class)."""
-    classes = index.astype(np.float64) - base
-    whole = np.isfinite(classes).all() and not (classes % 1).any()
-    if not whole or classes.min() < 0 or classes.max() >= num_class:
-        raise BadInput(f"{where}: class indices must be 0..{num_class - 1} or 1..{num_class}, "
-                       f"found {index.min()} to {index.max()}")  # fmt: skip
-    multi_hot = np.zeros((len(classes), num_class), dtype=np.uint8)
-    multi_hot[np.arange(len(classes)), classes.astype(int)] = 1
-    return multi_hot
-
-
-def read_mat(path: Path, variable: str) -> np.ndarray:
-    """One numeric variable of a MAT file, version 5 or 7.3, as MATLAB shows it.
+def find_base(config: DatasetConfig) -> int:
+    """The number of the first class, 0 or 1, wherever the dataset's labels are class indices.
 
     Raises:
-        BadInput: the file is missing or damaged, or has no such variable.
+        BadInput: two files contradict each other; or nothing tells, and other labels are multi-hot.
     """
-    if not path.exists():
-        raise BadInput(f"{path}: no such label file")
-    try:
-        if h5py.is_hdf5(path):  # version 7.3
-            with h5py.File(path, "r") as file:
-                present = sorted(name for name in file if not name.startswith("#"))
-                array = file.get(variable)
-                if isinstance(array, h5py.Dataset) and array.shape is not None:
-                    array = array[()].T  # a 7.3 file stores arrays transposed
-        else:
-            present = sorted(name for name, _, _ in scipy.io.whosmat(path))
-            array = scipy.io.loadmat(path, variable_names=[variable]).get(variable)
-    except Exception as error:  # scipy raises many kinds for a damaged file
-        raise BadInput(f"{path}: not a readable MAT file: {str(error).splitlines()[0]}") from None
-    if array is None:
-        raise BadInput(f"{path}: no variable '{variable}', found {present}")
-    if scipy.sparse.issparse(array):
-        array = array.toarray()
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf" or array.size == 0:
-        raise BadInput(f"{path}: '{variable}' is not a numeric array")
-    return array.astype(np.uint8) if array.dtype.kind == "b" else array
+    splits = (config.test, config.query, config.train)
+    files = [file for split in splits if split.labels for file in read_split(config, split)]
+    index = [file for file in files if file.is_index]
+    from_0 = [file for file in index if file.values.min() == 0]
+    from_1 = [file for file in index if file.values.max() == config.num_class]
+    if from_0 and from_1:
+        raise BadInput(f"{from_0[0].where} counts classes from 0 (it holds a 0), {from_1[0].where} "
+                       f"from 1 (it holds num_class, {config.num_class}): expected one way")  # fmt: skip
+    multi_hot = [file for file in files if not file.is_index]
+    if multi_hot and not from_0 and not from_1:
+        raise BadInput(f"{multi_hot[0].where} is multi-hot, {index[0].where} holds class indices, but "
+                       f"neither 0 nor num_class ({config.num_class}): from 0 or from 1? "
+                       "Make all multi-hot, or all indices")  # fmt: skip
+    return int(bool(from_1))

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from synthetic import N_TRAIN, PREPARED, contents, killed, publish, run_pipeline
+from synthetic import N_TRAIN, PREPARED, contents, killed, publish, run_pipeline, write_features
 
 from bth import prepare, pretrain, train
 from bth.prepared import made_from
@@ -172,8 +172,8 @@ class TestPreparation:
         before = contents(tmp_path / "work/weight/anchors.h5")["feats"]
         assert "anchors.h5: written anew" in start("--stage", "bth.prepare", "--seed", 1)[1]
         assert not np.array_equal(contents(tmp_path / "work/weight/anchors.h5")["feats"], before)
-        with open(dataset.folder / "train.h5", "ab") as file:
-            file.write(b"one byte longer")
+        assert "latent_feats.h5: up to date, kept" in start("--stage", "bth.pretrain")[1]
+        write_features(dataset.folder / "train.h5", dataset.features["train"][::-1])  # names and sizes stay
         assert "latent_feats.h5: written anew" in start("--stage", "bth.pretrain")[1]
 
     @pytest.mark.parametrize(
@@ -212,11 +212,34 @@ class TestPreparation:
     @pytest.mark.parametrize("stage", ["prepare", "train"])
     def test_latents_of_other_features_are_refused(self, start, dataset, stage):
         run_pipeline(start)
-        with open(dataset.folder / "train.h5", "ab") as file:
-            file.write(b"one byte longer")
+        write_features(dataset.folder / "train.h5", dataset.features["train"][::-1])
         status, out, err = start("--stage", f"bth.{stage}")
         assert (status, out) == (2, "")
         assert re.search("latent_feats.h5: made from other features than .*train.h5; run stage", err)
+
+    def test_moved_features_are_the_same(self, start, dataset):
+        run_pipeline(start)
+        (dataset.folder / "train.h5").rename(dataset.folder / "moved.h5")
+        dataset.change(train="moved.h5")
+        assert start("--stage", "bth.train")[0] == 0
+
+    def test_older_stamps_of_names_and_sizes_hold(self, start, dataset, tmp_path):
+        run_pipeline(start)
+        path, train = tmp_path / "work/weight/latent_feats.h5", dataset.folder / "train.h5"
+        network = made_from(path).split(", features ")[0]
+        with h5py.File(path, "a") as file:
+            file.attrs["made_from"] = f"{network}, features {[('train.h5', train.stat().st_size)]}"
+        assert start("--stage", "bth.train")[0] == 0
+        with open(train, "ab") as file:
+            file.write(b"one byte longer")
+        assert "made from other features" in start("--stage", "bth.train")[2]
+
+    @pytest.mark.parametrize("error", [MemoryError(), KeyError("a"), TypeError("b"), ValueError("c")])
+    def test_whatever_a_damaged_file_causes_is_one_line(self, start, monkeypatch, error):
+        run_pipeline(start)
+        monkeypatch.setattr(h5py.Dataset, "__getitem__", lambda *_: (_ for _ in ()).throw(error))
+        status, _, err = start("--stage", "bth.train")
+        assert (status, err.count("\n")) == (2, 1)
 
     def test_bad_latents_begin_no_run(self, start, tmp_path):
         assert start("--stage", "bth.pretrain")[0] == 0

@@ -228,10 +228,10 @@ class TestFile:
     @pytest.mark.parametrize(
         ("change", "expected"),
         [
-            ({"tag": None}, r"no dataset 'tag' \(nor 'adj'\), found \['indices', 'indptr'\]"),
+            ({"tag": None}, r"no dataset 'tag', found \['indices', 'indptr'\]; expected it, or 'adj'"),
             (
                 {"indptr": None, "indices": None, "tag": None},
-                r"no dataset 'indptr' \(nor 'adj'\), found \[\]",
+                r"no dataset 'indptr', found \[\]; expected it, or 'adj'",
             ),
             ({"tag": np.ones((2, 2), np.int8)}, r"'tag': expected 1 axes of integers, found int8 \(2, 2\)"),
             ({"indices": np.ones(4)}, r"'indices': expected 1 axes of integers, found float64 \(4,\)"),

@@ -65,6 +65,10 @@ class TestViews:
         overlapping = self.views(200, 7, 0.2, 0, 0).masks  # V = 6 of 7: both see at least 5 of the same
         assert ((~overlapping[0] & ~overlapping[1]).sum(-1) == 5).all()
 
+    def test_of_very_many_frames(self):
+        masks = self.views(2, 40_000, 0.5, 0, 0).masks
+        assert (masks.sum(-1) == 20_000).all()
+
     def test_frames_are_visible_equally_often(self):
         visible = ~self.views(20000, 10, 0.7, 0, 0).masks  # V = 3
         for view in visible:

@@ -33,6 +33,21 @@ class TestConfig:
         dataset.change()
         assert load_config(dataset.path).blocks == {}
 
+    def test_names_within_the_files(self, dataset):
+        del dataset.content["train_label"]
+        dataset.change(label_variable={"test": "re_label"}, feature_key="rgb")
+        config = load_config(dataset.path)
+        assert [each.label_variable for each in (config.test, config.query)] == ["re_label", "labels"]
+        assert (config.train.labels, config.feature_key) == ((), "rgb")
+        dataset.change(label_variable="tags")
+        assert load_config(dataset.path).query.label_variable == "tags"
+
+    @pytest.mark.parametrize("value", ["", 5, ["a"], {"tests": "a"}, {"test": ""}, {"test": 1}, None])
+    def test_wrong_names_of_variables(self, dataset, value):
+        dataset.change(label_variable=value)
+        with pytest.raises(BadInput, match="'label_variable' must be the variable's name, or an object"):
+            load_config(dataset.path)
+
     def test_paths(self, dataset, monkeypatch):
         monkeypatch.setenv("FEATURES", str(dataset.folder))
         dataset.change(root="$FEATURES", train=["~/a.h5", "b.h5"])

@@ -24,7 +24,7 @@ class TestDemo:
             config = load_config(path)
             demo.make_demo(config)
             store = open_store(config, config.test, "ram", "cpu")
-            written.append((store.read(np.arange(60)), load_labels(config, config.test, 60)))
+            written.append((store.read(np.arange(60)), load_labels(config, config.test, [60])[0]))
         assert torch.equal(written[0][0], written[1][0])
         assert np.array_equal(written[0][1], written[1][1])
         labels = torch.from_numpy(written[0][1]).argmax(1)
@@ -35,7 +35,7 @@ class TestDemo:
         assert not list((tmp_path / "a").glob("**/*.tmp"))
 
     def test_is_made_by_the_run_or_the_report_that_reads_it(self, tmp_path, monkeypatch, start, capsys):
-        monkeypatch.setattr(demo, "DEMO_VIDEOS", {"train": 40, "test": 60, "query": 40})
+        monkeypatch.setattr(demo, "DEMO_VIDEOS", {"train": 60, "test": 100, "query": 20})
         path = ROOT / "Json" / "demo.json"
         assert start("--stage", "pretrain", "--data_set_config", path, "--max_iter", 0, 0)[0] == 0
         assert len(list((tmp_path / "work/demo").iterdir())) == 6

@@ -69,6 +69,20 @@ def unwritten_feats(dataset):
         file.create_dataset("feats", dataset.features["train"].shape, "f4", chunks=True)
 
 
+def virtual_feats(dataset):
+    (dataset.folder / "train.h5").rename(dataset.folder / "source.h5")
+    layout = h5py.VirtualLayout(dataset.features["train"].shape, "f4")
+    layout[:] = h5py.VirtualSource(dataset.folder / "source.h5", "feats", layout.shape)
+    with h5py.File(dataset.folder / "train.h5", "w") as file:
+        file.create_virtual_dataset("feats", layout)
+
+
+def per_video(dataset):
+    with h5py.File(dataset.folder / "train.h5", "w") as file:
+        for name, video in zip("abcdefghijklmnopqrst", dataset.features["train"], strict=True):
+            file[name] = video
+
+
 def mixed_files(dataset):
     write_features(dataset.folder / "half.h5", dataset.features["train"].astype(np.float16))
     dataset.change(train=["train.h5", "half.h5"])
@@ -167,7 +181,12 @@ BAD_INPUTS = [
         "test.mat: not a readable MAT",
     ),
     ("truncated MAT", truncate("query.mat", 0.5), [], "query.mat: not a readable MAT file"),
-    ("label variable missing", set_labels("test", ONES, "tags"), [], "no variable 'labels', found ['tags']"),
+    (
+        "label variable missing",
+        lambda d: (set_labels("test", ONES, "tags")(d), d.change(label_variable="labels")),
+        [],
+        "no variable 'labels', found ['tags']",
+    ),
     ("label count", set_labels("test", ONES[:-1]), [], f"has {N_DATABASE - 1} rows, but {N_DATABASE} videos"),
     ("label columns", set_labels("test", np.ones((N_DATABASE, 3))), [], "has 3 columns, but num_class is 4"),
     ("not binary", set_labels("test", 3 * ONES), [], "must hold 0 and 1 only, found 3"),
@@ -215,7 +234,18 @@ BAD_INPUTS = [
         "not finite",
     ),
     ("an empty dataspace", empty_feats, [], "'feats' has shape None"),
-    ("never written", unwritten_feats, [], "'feats' holds no data of its own"),
+    ("never written", unwritten_feats, [], "'feats' is incomplete: 0 of 1 chunks were written"),
+    ("virtual", virtual_feats, [], "'feats' holds no data of its own"),
+    ("flat", set_features("train", to=lambda x: x.reshape(len(x), -1)), [], "reshape it to (-1, 6, 24)"),
+    ("one dataset per video", per_video, [], "'c', 'd', 'e'] and 15 more: if it has another name"),
+    (
+        "20,000 keys",
+        set_json(**{f"key {n}": n for n in range(20_000)}),
+        [],
+        "'key 4'; 19995 more unknown keys",
+    ),
+    ("label variables", set_json(label_variable={"tests": "x"}), [], "'label_variable' must be the variable"),
+    ("feature key", set_json(feature_key="rgb"), [], "no dataset 'rgb', found ['feats']: if it has another"),
     (
         "both blocks",
         set_json(run={"lr": 0}, bth={"n_anchor": 9}, num_class=0),
@@ -584,6 +614,29 @@ class TestResume:
         self.interrupt(start, monkeypatch, "--stage", "pretrain")
         write_features(dataset.folder / "train.h5", dataset.features["train"][:10])
         assert "shape was [20, 6, 24], is [10, 6, 24]" in start("--resume")[2]
+
+    def test_replaced_features_are_refused_and_moved_ones_are_not(self, start, dataset, monkeypatch):
+        self.interrupt(start, monkeypatch, "--stage", "pretrain")
+        write_features(dataset.folder / "train.h5", dataset.features["train"][::-1])
+        assert "a checkpoint of another run: features.digest was " in start("--resume")[2]
+        (dataset.folder / "elsewhere").mkdir()
+        write_features(dataset.folder / "elsewhere/a.h5", dataset.features["train"], compression="gzip")
+        (dataset.folder / "train.h5").unlink()
+        (dataset.folder / "train.h5").symlink_to(dataset.folder / "elsewhere/a.h5")
+        assert start("--resume")[0] == 0
+
+    def test_an_older_checkpoint_names_files_instead(self, start, dataset, tmp_path, monkeypatch):
+        self.interrupt(start, monkeypatch, "--stage", "pretrain")
+        part = tmp_path / "work/weight/1_16.part.pth"
+        content = torch.load(part, weights_only=True)
+        features = content["inputs"]["features"]
+        del features["digest"]
+        features["files"] = ["elsewhere/train.h5"]
+        torch.save(content, part)
+        write_features(dataset.folder / "train.h5", dataset.features["train"][:10])
+        assert "shape was [20, 6, 24], is [10, 6, 24]" in start("--resume")[2]
+        write_features(dataset.folder / "train.h5", dataset.features["train"])
+        assert start("--resume")[0] == 0
 
     def test_goes_on_from_the_checkpoint_it_began_with(self, start, tmp_path, monkeypatch):
         start("--stage", "pretrain")

@@ -1,6 +1,9 @@
 """The feature store: whatever the file and wherever it is kept, the same bits; and copies of packed files."""
 
+import errno
+import fcntl
 import os
+import resource
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,8 +14,10 @@ import torch
 
 import data
 from data import FeatureFile, FeatureStore, free_memory
-from engine.feed import encode, read_ahead
+from engine.feed import encode, read_ahead, to_device
 from formats.files import BadInput
+from formats.hdf5 import reading
+from model import beside
 from pretrain import masked
 
 N, L, D = 23, 6, 16
@@ -108,6 +113,145 @@ class TestReading:
             np.concatenate([file.read(np.arange(i, i + 4)) for i in range(0, 40, 4)]), array
         )
 
+    def test_in_place_only_what_is_stored_as_numpy_would(self, tmp_path):
+        bfloat16 = h5py.h5t.IEEE_F32LE.copy()  # h5py calls it float32, but it takes 2 bytes
+        bfloat16.set_fields(15, 7, 8, 0, 7)
+        bfloat16.set_size(2)
+        bfloat16.set_ebias(127)
+        array = torch.from_numpy(features()).bfloat16().float().numpy()
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            space = h5py.h5s.create_simple(array.shape)
+            h5py.h5d.create(file.id, b"feats", bfloat16, space).write(h5py.h5s.ALL, h5py.h5s.ALL, array)
+            file["behind it"] = array  # else the file would end too early, and be refused
+        store = FeatureStore([tmp_path / "a.h5"], L, D, "disk")
+        assert np.array_equal(store.read(np.arange(N)), array)
+
+    def test_an_array_that_was_written_in_part_is_refused(self, tmp_path):
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            file.create_dataset("feats", (N, L, D), "f4", chunks=(5, L, D))[:15] = features()[:15]
+        with pytest.raises(BadInput, match=r"a.h5: 'feats' is incomplete: 3 of 5 chunks were written"):
+            FeatureFile(tmp_path / "a.h5", L, D)
+
+    @pytest.mark.parametrize("options", [{}, PACKED])
+    def test_one_descriptor_for_each_file(self, tmp_path, options):
+        paths = [write(tmp_path / f"{name}.h5", features(), **options) for name in "abcdef"]
+        before = len(os.listdir("/dev/fd"))
+        store = FeatureStore(paths, L, D, "disk")
+        assert len(os.listdir("/dev/fd")) == before + len(store.files)
+
+    def test_too_many_open_files_are_no_damage(self, tmp_path):
+        write(tmp_path / "a.h5", features())
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            with pytest.raises(BadInput, match=r"a.h5: too many open files: raise the limit \(ulimit -n"):
+                FeatureFile(tmp_path / "a.h5", L, D)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+    def test_a_locked_file_is_no_damage(self, tmp_path):
+        write(tmp_path / "a.h5", features())
+        with open(tmp_path / "a.h5", "rb+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            with pytest.raises(BadInput, match=r"a.h5: locked by another process"):
+                FeatureFile(tmp_path / "a.h5", L, D)
+
+    def test_a_missing_filter_is_named(self, tmp_path, monkeypatch):
+        write(tmp_path / "a.h5", features(), **PACKED)
+        monkeypatch.setattr(h5py.h5z, "filter_avail", lambda code: False)
+        with pytest.raises(BadInput, match=r"filter 1 \(deflate\).*pip install hdf5plugin"):
+            FeatureFile(tmp_path / "a.h5", L, D)
+
+    @pytest.mark.parametrize(
+        ("error", "message"),
+        [
+            (OSError(errno.ENOSYS, "unable to lock file"), "no locks: set .*HDF5_USE_FILE_LOCKING=FALSE"),
+            (OSError("file is already open for write/SWMR write"), "another process writes it"),
+            (MemoryError(), "needs more memory than there is"),
+            (PermissionError(errno.EACCES, "unable to open file"), "cannot be read: Permission denied"),
+            (KeyError("Unable to open object"), r"damaged or truncated\?\): 'Unable to open object'"),
+            (RuntimeError("Unspecified error"), r"damaged or truncated\?\): Unspecified error"),
+            (TypeError("no numpy type"), r"damaged or truncated\?\): no numpy type"),
+        ],
+    )
+    def test_whatever_a_file_causes_is_one_line(self, error, message):
+        with pytest.raises(BadInput, match=f"^a.h5: .*{message}"), reading("a.h5"):
+            raise error
+
+    def test_memory_that_does_not_suffice_is_refused(self, tmp_path, monkeypatch):
+        write(tmp_path / "a.h5", features())
+        message = r"a.h5: with 'memory' ram the 23 videos need 0.0 GB, 0.0 GB are free; set 'memory' to disk"
+        with monkeypatch.context() as patch:
+            patch.setattr(data, "free_memory", lambda: 100)
+            with pytest.raises(BadInput, match=message):
+                FeatureStore([tmp_path / "a.h5"], L, D, "ram")
+
+        def fail(*_, **__):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+        monkeypatch.setattr(torch, "empty", fail)  # a limit on the process
+        with pytest.raises(BadInput, match="set 'memory' to disk"):
+            FeatureStore([tmp_path / "a.h5"], L, D, "ram")
+
+    def test_videos_that_end_in_zeros_are_counted(self, tmp_path):
+        array = features()
+        array[3:5, L // 2 :] = 0
+        store = FeatureStore([write(tmp_path / "a.h5", array)], L, D, "disk")
+        assert not store.padded.any()
+        store.read(np.arange(4))
+        assert store.padded.sum() == 1
+        assert FeatureStore([tmp_path / "a.h5"], L, D, "ram").padded.sum() == 2
+
+    def test_the_dataset_may_have_another_name(self, tmp_path):
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            for number, name in enumerate(("feats", "rgb")):
+                file.create_dataset(name, data=features(seed=number), **PACKED)
+        for memory in ("ram", "disk"):
+            for seed, key in enumerate(("feats", "rgb")):
+                store = FeatureStore([tmp_path / "a.h5"], L, D, memory, scratch=tmp_path / "x", key=key)
+                assert np.array_equal(store.read(np.arange(N)), features(seed=seed))
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_pageable_memory_is_not_copied_in_the_background(monkeypatch, device):
+    to, found = torch.Tensor.to, []
+
+    def recorded(tensor, *args, non_blocking=False, **options):
+        found.append(non_blocking)
+        return to(tensor, *args, non_blocking=non_blocking, **options)
+
+    monkeypatch.setattr(torch.Tensor, "to", recorded)
+    frames = to_device(torch.zeros(2, L, D), torch.device(device))
+    beside(frames, torch.ones(2, L, dtype=torch.bool))
+    assert found == [False, False]
+
+
+class TestDigest:
+    def facts(self, tmp_path, *arrays, memory="disk", scratch=None, **options):
+        paths = [write(tmp_path / f"{number}.h5", array, **options) for number, array in enumerate(arrays)]
+        return FeatureStore(paths, L, D, memory, scratch=scratch).facts
+
+    def test_is_of_the_features_wherever_they_are(self, tmp_path):
+        array, folders = features(n=200), [tmp_path / name for name in "abcde"]
+        for folder in folders:
+            folder.mkdir()
+        first = self.facts(folders[0], array)
+        assert first.keys() == {"shape", "dtype", "digest"}
+        assert self.facts(folders[1], array, **PACKED) == first
+        assert self.facts(folders[2], array, memory="ram") == first
+        assert self.facts(folders[3], array, scratch=tmp_path / "x", **PACKED) == first
+        assert self.facts(folders[4], array.astype(">f4")) == first
+
+    def test_tells_features_that_were_replaced(self, tmp_path):
+        array = features(n=200)
+        first = self.facts(tmp_path, array[:100], array[100:])["digest"]
+        for number, video in ((0, 0), (0, 99), (1, 0), (1, 99)):
+            parts = [array[:100].copy(), array[100:].copy()]
+            parts[number][video, L - 1, D - 1] += 1
+            assert self.facts(tmp_path, *parts)["digest"] != first
+        assert self.facts(tmp_path, array[100:], array[:100])["digest"] != first
+        assert self.facts(tmp_path, array[:100], 2 * array[100:])["digest"] != first
+
 
 class TestUnpacked:
     def open(self, tmp_path, **options):
@@ -180,6 +324,7 @@ class TestFreeMemory:
         [
             ("0::/job", "job", "memory.max", "memory.current"),
             ("0::/job/part", "job", "memory.max", "memory.current"),  # the limit of a group above
+            ("0::/job:cri-containerd:5", "job:cri-containerd:5", "memory.max", "memory.current"),
             ("5:cpu:/\n4:memory:/job", "memory/job", "memory.limit_in_bytes", "memory.usage_in_bytes"),
         ],
     )

@@ -1,4 +1,4 @@
-"""``python -m tools.inspect Json/x.json``: what a dataset holds, all of it read; exits 2 if it is broken."""
+"""``python -m tools.inspect Json/x.json``: what a dataset holds, all of it read; 2 if a run refuses it."""
 
 import sys
 
@@ -7,8 +7,10 @@ import numpy as np
 from data import open_store
 from engine.demo import make_demo
 from engine.launch import exit_status
-from engine.systems import check_blocks
+from engine.settings import fields
+from engine.systems import System, check_blocks, resolve, systems
 from formats.dataset import DatasetConfig, load_config
+from formats.files import BadInput
 from formats.labels import load_labels
 
 
@@ -16,19 +18,20 @@ def report(config: DatasetConfig) -> None:
     """Print what a dataset holds, having read all of it.
 
     Raises:
-        BadInput: a file is broken; what stands before it is printed.
+        BadInput: a run would refuse it; what stands before it is printed.
     """
+    counts = {}
     print(f"{config.path}: {config.dataset}, {config.num_class} classes, "
           f"L = {config.max_frames} frames of width D = {config.feature_size}")  # fmt: skip
-    for split in (config.train, config.test, config.query):
-        if split.name == "query" and config.query_is_database:
-            print("query: the database itself; every video stays in it")
-            continue
+    if config.query_is_database:
+        print("queries: the database itself (test); every video stays in it")
+    for split in (config.train, config.test) + (() if config.query_is_database else (config.query,)):
         print(f"{split.name}:")
         store = open_store(config, split, "disk", "cpu")
         for file in store.files:
             size = file.path.stat().st_size
-            print(f"  {file.path}: {file.dataset.shape} {file.dtype}, {file.layout}, {size / 1e6:.1f} MB")
+            print(f"  {file.path}: {file.shape} {file.dtype}, {file.layout}, {size / 1e6:.1f} MB")
+        counts[split.name] = len(store)
         zero = sum(
             int((~store.read_files(rows).any(-1)).sum()) for rows in store.blocks(f"reading {split.name}")
         )
@@ -36,19 +39,54 @@ def report(config: DatasetConfig) -> None:
             f"  all {len(store)} videos are finite; "
             f"all-zero frames: {zero} of {len(store) * config.max_frames}"
         )
+        if n_padded := store.padded.sum():
+            print(f"  warning: {n_padded} videos end in all-zero frames (padding), which the network sees "
+                  "as frames")  # fmt: skip
         if split.labels:
-            labels = load_labels(config, split, len(store))
+            labels, notes = load_labels(config, split, store.n_videos)
+            for note in notes:
+                print(f"  {note}")
             each, per_class = labels.sum(1), labels.sum(0)
             print(f"  labels '{split.label_variable}': {each.min()} to {each.max()} classes a video "
                   f"(mean {each.mean():.2f}), {(each == 0).sum()} videos without; {per_class.min()} to "
                   f"{per_class.max()} videos a class (median {np.median(per_class):g})")  # fmt: skip
+
+    named = [system for system in systems() if system.settings.block in config.blocks]
+    for system in systems():
+        if system not in named:
+            epochs = " + ".join(map(str, system.settings.max_iter))
+            print(f"no block '{system.settings.block}': {system.name} has its published settings, "
+                  f"{epochs} epochs among them")  # fmt: skip
+    for system in named or systems()[:1]:
+        check_settings(config, system, counts)
+
+
+def check_settings(config: DatasetConfig, system: System, counts: dict[str, int]) -> None:
+    """Compare a system's settings with the numbers of videos, by split.
+
+    Raises:
+        BadInput: all that a run would refuse.
+    """
+    settings = resolve({}, {"stage": system.stages[0], "data_set_config": str(config.path)})
+    problems, k = [], max(settings.ks)
+    if counts["test"] < k:
+        problems.append(f"mAP@{k} needs a database of {k} videos, found {counts['test']}: set smaller 'ks'")
+    n_train = counts["train"]
+    for name, most, of in (
+        ("cfg.n_clusters", 2 * n_train, f"codes of both views of the {n_train} training videos"),
+        ("bth.n_anchors", n_train, "training videos"),
+    ):
+        if name in fields(system.settings) and settings.get(name) > most:
+            problems.append(f"'{name}' is {settings.get(name)}, more than the {most} {of}")
+    if problems:
+        raise BadInput(f"{config.path}: {system.name} would refuse it: {'; '.join(problems)}")
 
 
 def main(arguments: list[str]) -> int:
     """Report the dataset JSONs named on the command line."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: python -m tools.inspect Json/x.json ...")
-        print("Reports what a dataset holds; exits 2 if it is broken.")
+        print("Reports what a dataset holds; exits 2 if a run would refuse it.")
         return 0 if arguments else 2
 
     def work() -> None:
