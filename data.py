@@ -276,6 +276,14 @@ class FeatureStore:
         number = int(np.searchsorted(self.starts, video, side="right")) - 1
         return f"{self.paths[number]}: video {video - self.starts[number]}"
 
+    @property
+    def padding(self) -> str:
+        """What the user should know of videos, among those read, that end in all-zero frames: mostly nothing."""
+        if not self.padded.any():
+            return ""
+        files = ", ".join(map(str, self.paths))
+        return f"{files}: {self.padded.sum()} videos end in all-zero frames, which the network sees as frames"
+
     def is_at_hand(self, device: torch.device) -> bool:
         """Whether reading for a device is no more than gathering from its own memory."""
         return self.loaded is not None and self.loaded.device.type == device.type

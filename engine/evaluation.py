@@ -109,6 +109,8 @@ def run_test(
         net.bfloat16 = settings.precision == "bfloat16"
         net.to(device).eval()
         results[name], zeros[name], distinct[name] = evaluate_network(net, splits, settings, name)
+    for note in {store.padding for store in (splits.database, splits.query) if store.padding}:
+        run.say(note)
     first, *others = results
     judged = results[first]
     bits = nets[first].sizes["hashcode_size"]

@@ -130,6 +130,8 @@ class Loop:
                 self.run_pass(item, rng)
             self.position = (epoch, number + 1, 0)
         self.log_epoch(epoch)
+        if epoch == 0 and self.stage.store.padding:
+            self.log.say(self.stage.store.padding)
         self.losses, self.resumed_at, self.position = {}, time.monotonic(), (epoch + 1, 0, 0)
         self.save()
         check_stop()

@@ -41,7 +41,7 @@ class TestDemo:
         assert len(list((tmp_path / "work/demo").iterdir())) == 6
         monkeypatch.chdir(tmp_path)
         assert inspect.main([str(path)]) == 0
-        assert "all 40 videos are finite" in capsys.readouterr().out
+        assert "all 60 videos are finite" in capsys.readouterr().out
 
     def test_leaves_the_users_files_alone(self, dataset):
         dataset.change(dataset="demo")

@@ -38,7 +38,7 @@ class TestReport:
         write_features(dataset.folder / "query.h5", features)
         assert inspect.main([str(dataset.path)]) == 0
         out = capsys.readouterr().out
-        assert "warning: 2 videos end in all-zero frames (padding), which the network sees as frames" in out
+        assert "query.h5: 2 videos end in all-zero frames, which the network sees as frames" in out
         assert out.count("warning:") == 1
 
     def test_what_a_run_would_refuse(self, dataset, capsys):

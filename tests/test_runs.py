@@ -258,3 +258,16 @@ class TestContrast:
         start("--stage", "pretrain")
         out = start("--stage", "train", "--batch_size", 19)[1]
         assert out.count("the last batch of a pass holds one video") == 1
+
+
+def test_padding_is_said_once_a_run(start, dataset):
+    for name in ("train", "test"):
+        features = dataset.features[name].copy()
+        features[:3, -2:] = 0
+        write_features(dataset.folder / f"{name}.h5", features)
+    out = start("--memory", "disk")[1]
+    for name, count in (("train.h5", 2), ("test.h5", 1)):  # two training stages, one test
+        assert (
+            out.count(f"{name}: 3 videos end in all-zero frames, which the network sees as frames") == count
+        )
+    assert "query.h5" not in out

@@ -39,9 +39,8 @@ def report(config: DatasetConfig) -> None:
             f"  all {len(store)} videos are finite; "
             f"all-zero frames: {zero} of {len(store) * config.max_frames}"
         )
-        if n_padded := store.padded.sum():
-            print(f"  warning: {n_padded} videos end in all-zero frames (padding), which the network sees "
-                  "as frames")  # fmt: skip
+        if store.padding:
+            print(f"  warning: {store.padding}")
         if split.labels:
             labels, notes = load_labels(config, split, store.n_videos)
             for note in notes:
