@@ -65,7 +65,7 @@ def pack(codes: np.ndarray | Tensor) -> np.ndarray:
         uint8, (N, ceil(b / 8)): the first bit is a byte's highest, missing bits at the end are 0.
 
     Raises:
-        ValueError: other values or another shape.
+        ValueError: other values (bits 0 and 1 are no codes) or another shape.
     """
     (codes,) = _codes(codes)
     return np.packbits(codes.cpu().numpy() >= 0, axis=1)
@@ -95,7 +95,7 @@ def hamming_distance(query: Tensor, database: Tensor) -> Tensor:
         Multiples of one half in [0, b], float32, (Q, N).
 
     Raises:
-        ValueError: the code lengths differ, codes hold other values, or there are none.
+        ValueError: the code lengths differ, codes hold other values (also bits 0 and 1), or there are none.
     """
     query, database = _codes(query, database)
     return (query.float() @ database.float().T).mul_(-0.5).add_(query.shape[1] / 2)  # in place: it is large
@@ -146,8 +146,8 @@ def evaluate(
     Args:
         query: codes in {-1, 0, +1}, (Q, b), tensor or array; computed on its device.
         database: codes in {-1, 0, +1}, (N, b).
-        query_labels: multi-hot, (Q, num_class), any dtype.
-        database_labels: multi-hot, (N, num_class), any dtype.
+        query_labels: multi-hot, (Q, num_class), any dtype and memory order, also scipy's sparse.
+        database_labels: multi-hot, (N, num_class), likewise.
         ks: the cuts K, in any order.
         progress: show a bar.
 
@@ -156,7 +156,8 @@ def evaluate(
 
     Raises:
         ValueError: no query, database video or K; code lengths or class counts differ; label rows unlike
-            code rows; a K below 1 or beyond the database.
+            code rows; codes of bits 0 and 1, labels of anything else; a K that is not whole, below 1 or
+            beyond the database.
     """
     query, database = _codes(query, database)
     query_labels, database_labels = _labels(query_labels, database_labels, len(query), len(database))
@@ -316,14 +317,26 @@ def _product_type(device: torch.device, bits: int) -> torch.dtype:
 # ------------------------------------------------------------------------------------------ arguments
 
 
+def _tensor(x: Tensor | np.ndarray) -> Tensor:
+    """What `loadmat` hands out, any memory or byte order and sparse, as a contiguous tensor."""
+    if hasattr(x, "toarray"):
+        x = x.toarray()
+    if isinstance(x, np.ndarray):
+        x = np.require(x, x.dtype.newbyteorder("="), ["C", "W"])  # torch takes native, writable numbers
+    return torch.as_tensor(x).contiguous()
+
+
 def _codes(*codes: Tensor) -> list[Tensor]:
     """Check codes, of the query first; return them on its device."""
-    codes = [torch.as_tensor(each) for each in codes]
+    codes = [_tensor(each) for each in codes]
     for name, each in zip(("query", "database") if len(codes) == 2 else ("video",), codes, strict=True):
         if each.ndim != 2 or each.numel() == 0:
             raise ValueError(f"{name} codes: expected a non-empty (videos, bits), found {tuple(each.shape)}")
         if not all(torch.equal(part, part.sign()) for part in each.split(COLUMNS)):
             raise ValueError(f"{name} codes: expected -1, 0 and +1 only")
+    # A 0 is a tie, and rare: without any -1 beside it, it is a bit.
+    if min(each.min() for each in codes) == 0 or any(each.dtype == torch.bool for each in codes):
+        raise ValueError("codes look like bits 0 and 1: pass 2 * bits - 1, bits of a signed type")
     n_bits = [each.shape[1] for each in codes]
     if min(n_bits) != max(n_bits):
         raise ValueError(
@@ -334,22 +347,26 @@ def _codes(*codes: Tensor) -> list[Tensor]:
 
 def _labels(query: Tensor, database: Tensor, n_query: int, n_database: int) -> tuple[Tensor, Tensor]:
     """Check labels; return them as bool."""
-    query, database = torch.as_tensor(query), torch.as_tensor(database)
+    query, database = _tensor(query), _tensor(database)
     for name, labels, rows in (("query", query, n_query), ("database", database, n_database)):
         if labels.ndim != 2 or len(labels) != rows:
             raise ValueError(f"{name} labels: expected ({rows}, num_class), found {tuple(labels.shape)}")
+        other = labels[(labels != 0) & (labels != 1)]
+        if len(other):
+            cure = "pass labels > 0 for -1 and +1, np.eye(num_class)[labels] for class indices"
+            raise ValueError(f"{name} labels: expected multi-hot 0 and 1, found {other[0].item()}: {cure}")
     if query.shape[1] != database.shape[1]:
         raise ValueError(f"class counts differ: query has {query.shape[1]}, database {database.shape[1]}")
     return query.bool(), database.bool()
 
 
 def _cuts(ks: Sequence[int], n: int) -> list[int]:
-    ks = [int(k) for k in ks]
+    ks = list(ks)
     if not ks:
         raise ValueError("no K to evaluate at")
-    if min(ks) < 1 or max(ks) > n:
-        raise ValueError(f"K must lie between 1 and the database size {n}, found {ks}")
-    return ks
+    if any(k not in range(1, n + 1) for k in ks):  # 5.7 is in no range, 5.0 is
+        raise ValueError(f"K must be whole numbers between 1 and the database size {n}, found {ks}")
+    return [int(k) for k in ks]
 
 
 def _label_patterns(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

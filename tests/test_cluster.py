@@ -331,7 +331,7 @@ def test_nearest_against_all_distances():
     [
         ({"n_clusters": 11}, "n_clusters must lie between 1 and the number of points: 11 of .10, 4."),
         ({"n_clusters": 0}, "n_clusters"),
-        ({"x": torch.ones(10)}, "n_clusters"),
+        ({"x": torch.ones(10)}, "points: expected .number, width., found .10,."),
         ({"init": torch.ones(2, 4)}, "init: expected shape .3, 4., found .2, 4."),
         ({"init": torch.ones(3, 5)}, "init"),
         ({"max_iter": 0}, "max_iter"),
@@ -341,6 +341,30 @@ def test_nearest_against_all_distances():
 def test_kmeans_errors(change, message):
     with pytest.raises(ValueError, match=message):
         kmeans(**({"x": torch.ones(10, 4), "n_clusters": 3} | change))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 1e30])  # 1e60 is not in float32
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (lambda x: kmeans(x, 3, init=torch.ones(3, 4)), "points"),
+        (lambda x: kmeans(torch.ones(10, 4), 6, init=x), "init"),
+        (lambda x: plusplus(x, 3), "points"),
+        (lambda x: nearest(x, torch.ones(3, 4)), "points"),
+        (lambda x: nearest(torch.ones(3, 4), x), "centers"),
+    ],
+)
+def test_points_without_a_distance_are_refused(function, name, value):
+    x = torch.ones(6, 4)
+    x[5, 1] = value
+    with pytest.raises(ValueError, match=f"{name}: row 5 is not finite"):
+        function(x)
+
+
+def test_plusplus_errors():
+    for n_clusters in (0, 4):
+        with pytest.raises(ValueError, match=f"{n_clusters} of .3, 4."):
+            plusplus(torch.ones(3, 4), n_clusters)
 
 
 def test_nearest_errors():

@@ -4,10 +4,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csc_matrix
 from synthetic import GOLDEN
 
 import metrics
-from metrics import binarize, evaluate, hamming_distance, mean_average_precision, tie_averaged_map
+from metrics import binarize, evaluate, hamming_distance, mean_average_precision, pack, tie_averaged_map
 
 
 def random_case(queries, videos, bits, classes, seed=0, zeros=False):
@@ -229,6 +230,37 @@ def test_any_input_type():
     assert evaluate(*arrays, (5,)) == expected
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        np.asfortranarray,
+        lambda labels: np.broadcast_to(labels, labels.shape),  # read-only
+        lambda labels: np.repeat(labels, 2, axis=1)[:, ::2],
+        lambda labels: labels[::-1].copy()[::-1],
+        lambda labels: labels.astype(">f8"),
+        lambda labels: labels.astype(np.uint16),
+        lambda labels: torch.tensor(labels).T.contiguous().T,
+        csc_matrix,
+    ],
+)
+def test_labels_in_any_form(form, recwarn):
+    *codes, query_labels, database_labels = random_case(8, 60, 8, 9)
+    expected = evaluate(*codes, query_labels, database_labels, [5])
+    labels = [form(each.numpy()) for each in (query_labels, database_labels)]
+    assert evaluate(*codes, *labels, [5]) == expected
+    assert not recwarn
+
+
+def test_bits_are_no_codes():
+    bits = torch.tensor([[0, 1, 1, 0], [1, 1, 1, 0]])
+    for codes in (bits, bits.float(), bits.bool(), bits.numpy().astype(np.uint8), torch.ones(2, 4).bool()):
+        for function in (pack, lambda each: hamming_distance(each, each)):
+            with pytest.raises(ValueError, match=r"pass 2 \* bits - 1"):
+                function(codes)
+    # A query may hold no -1 by chance: the database tells.
+    assert hamming_distance(bits[:1], 2 * bits - 1).tolist() == [[1, 1]]
+
+
 def test_ks_in_any_order():
     case = random_case(5, 50, 8, 3)
     assert list(evaluate(*case, [20, 5]).map) == [20, 5]
@@ -240,6 +272,9 @@ def test_ks_in_any_order():
     [
         ({"database": torch.ones(9, 5)}, "code lengths differ"),
         ({"database": torch.ones(9, 4) / 2}, "-1, 0 and"),
+        ({"database": torch.full((9, 4), torch.nan)}, "-1, 0 and"),
+        ({"query": torch.zeros(2, 4)}, "pass 2 . bits - 1"),
+        ({"database": torch.ones(9, 4).bool()}, "pass 2 . bits - 1"),
         ({"query": torch.ones(0, 4)}, "query codes: expected a non-empty"),
         ({"database": torch.ones(0, 4)}, "database codes: expected a non-empty"),
         ({"query": torch.ones(4)}, "query codes"),
@@ -247,6 +282,11 @@ def test_ks_in_any_order():
         ({"database_labels": torch.ones(8, 3)}, "database labels: expected .9, num_class."),
         ({"query_labels": torch.ones(2)}, "query labels"),
         ({"query_labels": torch.ones(2, 4)}, "class counts differ: query has 4, database 3"),
+        ({"query_labels": -torch.ones(2, 3)}, "query labels: .* found -1.0: pass labels > 0 for"),
+        ({"database_labels": torch.arange(9)[:, None]}, "database labels: .* found 2: .*class indices"),
+        ({"query_labels": torch.full((2, 3), torch.nan)}, "query labels: .* found nan"),
+        ({"ks": [5.7]}, "whole numbers between 1 and the database size 9, found .5.7."),
+        ({"ks": [math.nan]}, "whole numbers"),
         ({"ks": [5, 10]}, "between 1 and the database size 9"),
         ({"ks": [0, 5]}, "between 1 and the database size 9"),
         ({"ks": []}, "no K"),
