@@ -8,7 +8,15 @@ from scipy.sparse import csc_matrix
 from synthetic import GOLDEN
 
 import metrics
-from metrics import binarize, evaluate, hamming_distance, mean_average_precision, pack, tie_averaged_map
+from metrics import (
+    binarize,
+    count_distinct,
+    evaluate,
+    hamming_distance,
+    mean_average_precision,
+    pack,
+    tie_averaged_map,
+)
 
 
 def random_case(queries, videos, bits, classes, seed=0, zeros=False):
@@ -189,10 +197,10 @@ def test_a_query_without_relevant_videos_counts_zero():
 def test_blocks_change_nothing(monkeypatch):
     case = random_case(70, 700, 6, 4, zeros=True)
     whole = evaluate(*case, [3, 10])
-    monkeypatch.setattr(metrics, "SCORES", 700)
+    monkeypatch.setattr(metrics, "DISTANCES", 700)
     monkeypatch.setattr(metrics, "QUERIES", 9)
     monkeypatch.setattr(metrics, "COLUMNS", 33)
-    monkeypatch.setattr(metrics, "OPENED", 100)
+    monkeypatch.setattr(metrics, "CANDIDATES", 100)
     assert evaluate(*case, [3, 10]) == whole
     monkeypatch.setattr(metrics, "GROUP", 5)
     assert evaluate(*case, [3, 10]) == whole
@@ -206,17 +214,40 @@ def test_the_tie_group_is_counted_beyond_the_ranks():
     assert result == pytest.approx({1: 1 / 500, 3: (1 + 1 / 2 + 1 / 3) / 500 / 3})
 
 
-def test_the_fast_product_type_changes_nothing(monkeypatch):
-    for bits in (64, 256, 300):  # scores are exact up to 256 in bfloat16
-        query, database, *labels = random_case(20, 600, bits, 4)
-        # Scores 299 and 300 are one in bfloat16, and the lower index would win.
-        query[0], database[:2], database[0, 0] = 1, 1, 0
-        labels[0][0], labels[1][:2] = torch.eye(4)[0], torch.eye(4)[[1, 0]]
-        results = []
-        for fast in (True, False):
-            monkeypatch.setattr(torch.cpu, "get_capabilities", lambda fast=fast: {"avx512_bf16": fast})
-            results.append(evaluate(query, database, *labels, [1, 20]))
-        assert results[0] == results[1]
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("bits", [5, 64, 127, 128, 255, 256, 300])
+def test_counted_bits_rank_as_products(bits, zeros):
+    # A GPU takes products. Distances pass a byte at 256 bits, with zeros at 128.
+    query, database, *_ = random_case(20, 600, bits, 4, zeros=zeros)
+    query[0], database[:2] = 1, torch.tensor([[1], [-1]])
+    depth = 600 if bits == 300 else 20
+    counted = metrics._packed_search(*metrics._words(query, database), bits, depth)
+    product = metrics._product_search(-query.T, database.T, bits, depth)
+    if not zeros:  # whole bits, not half ones
+        counted += counted >> metrics.INDEX_BITS << metrics.INDEX_BITS
+        product += (
+            product
+            >> metrics.INDEX_BITS + metrics.DISTANCE_BITS
+            << metrics.INDEX_BITS + metrics.DISTANCE_BITS
+        )
+    assert torch.equal(counted, product)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_change_nothing(monkeypatch, threads):
+    case = random_case(70, 300, 16, 4)
+    whole = evaluate(*case, [3, 10])
+    monkeypatch.setattr(metrics, "MOST_QUERIES", 8)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert evaluate(*case, [3, 10]) == whole
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("bits", [3, 8, 64, 130])
+def test_distinct_codes(bits, zeros):
+    _, codes, *_ = random_case(1, 300, bits, 2, zeros=zeros)
+    codes = torch.cat((codes, codes[50:150]))
+    assert count_distinct(codes) == len({tuple(code) for code in codes.tolist()})
 
 
 def test_any_input_type():
