@@ -152,19 +152,19 @@ def plusplus(x: Tensor, n_clusters: int, generator: torch.Generator | None = Non
     trials = 2 + int(math.log(n_clusters))
     draws = torch.rand(n_clusters, trials, generator=generator, dtype=torch.float64)
     first = int(draws[0, 0] * len(x))
+    draws = draws.to(x.device, _precise(x))
     norm = x.square().sum(1)  # (N,)
     chosen = torch.empty(n_clusters, dtype=torch.int64, device=x.device)
     chosen[0] = first
     closest = (x - x[first]).square().sum(1)  # (N,) squared distance to the nearest center so far
     for place in progress(range(1, n_clusters), "k-means++", unit="center"):
         reach = closest.cumsum(0, dtype=_precise(x))  # (N,)
-        drawn = torch.searchsorted(reach, draws[place].to(reach) * reach[-1], right=True).clamp_(
-            max=len(x) - 1
-        )
+        drawn = torch.searchsorted(reach, draws[place] * reach[-1], right=True).clamp_(max=len(x) - 1)
         distance = torch.addmm(norm, x[drawn], x.T, alpha=-2).add_(norm[drawn, None])  # (trials, N)
         torch.minimum(distance.clamp_(min=0), closest, out=distance)
-        best = distance.sum(1, dtype=_precise(x)).argmin()
-        chosen[place], closest = drawn[best], distance[best]
+        # As a number it would be read off the device; of shape (1,) it stays there.
+        best = distance.sum(1, dtype=_precise(x)).argmin(0, keepdim=True)
+        chosen[place], closest = drawn[best][0], distance[best][0]
     return x[chosen]
 
 

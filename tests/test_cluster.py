@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from synthetic import GOLDEN
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import cluster
 from cluster import kmeans, nearest, plusplus
@@ -301,6 +302,22 @@ def test_seeding_keeps_the_best_of_its_draws():
         left = [np.minimum(closest, ((points - points[t]) ** 2).sum(1)).sum() for t in tried]
         chosen.append(tried[int(np.argmin(left))])
     assert torch.equal(plusplus(x, 7, torch.Generator().manual_seed(seed)), x[chosen])
+
+
+def test_seeding_reads_nothing_off_the_device_for_a_center():
+    class Reads(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.count += function is torch.ops.aten._local_scalar_dense.default
+            return function(*args, **(kwargs or {}))
+
+    counts = []
+    for n_clusters in (2, 20):
+        with Reads() as reads:
+            plusplus(codes(60, 8), n_clusters)
+        counts.append(reads.count)
+    assert counts[0] == counts[1]
 
 
 # ----------------------------------------------------------------------------------------------- nearest
