@@ -65,22 +65,17 @@ def kmeans(
         Centers (means: whoever wants codes takes the sign), labels, inertia to the final centers, rounds.
 
     Raises:
-        ValueError: more centers than points, or none; `init` of another shape; max_iter below 1;
-            another `empty`.
+        ValueError: more centers than points, or none; `init` of another shape; points or `init` not finite;
+            max_iter below 1; another `empty`.
     """
-    x = torch.as_tensor(x)
-    if x.ndim != 2 or not 1 <= n_clusters <= len(x):
-        raise ValueError(
-            f"n_clusters must lie between 1 and the number of points: {n_clusters} of {tuple(x.shape)}"
-        )
+    x = _points(x, "points", n_clusters)
     if init is not None and tuple(init.shape) != (n_clusters, x.shape[1]):
         raise ValueError(f"init: expected shape {(n_clusters, x.shape[1])}, found {tuple(init.shape)}")
     if max_iter < 1:
         raise ValueError(f"max_iter must be at least 1, found {max_iter}")
     if empty not in ("restart", "drop"):
         raise ValueError(f'empty must be "restart" or "drop", found {empty!r}')
-    x = x.float()
-    centers = plusplus(x, n_clusters, generator) if init is None else torch.as_tensor(init).to(x)
+    centers = plusplus(x, n_clusters, generator) if init is None else _points(init, "init").to(x)
     tolerance = TOLERANCE * float(x.var(0, correction=0).mean()) if empty == "restart" else -1.0
 
     lloyd = _Lloyd(x, n_clusters)
@@ -114,10 +109,10 @@ def nearest(x: Tensor, centers: Tensor, k: int = 1, block: int = BLOCK) -> tuple
         Squared Euclidean distances, float32, (N, k), and center indices, int64, (N, k).
 
     Raises:
-        ValueError: the widths differ, or k is not between 1 and the number of centers.
+        ValueError: the widths differ, a value is not finite, or k is not between 1 and the number of centers.
     """
-    x, centers = torch.as_tensor(x).float(), torch.as_tensor(centers).float()
-    if x.ndim != 2 or centers.ndim != 2 or x.shape[1] != centers.shape[1]:
+    x, centers = _points(x, "points"), _points(centers, "centers")
+    if x.shape[1] != centers.shape[1]:
         raise ValueError(f"points {tuple(x.shape)} and centers {tuple(centers.shape)} are not of one width")
     if not 1 <= k <= len(centers):
         raise ValueError(f"k must lie between 1 and the number of centers, {len(centers)}, found {k}")
@@ -141,31 +136,35 @@ def plusplus(x: Tensor, n_clusters: int, generator: torch.Generator | None = Non
     far; the best is the one that leaves the smallest sum of these.
 
     Args:
-        x: points, (N, d) float.
+        x: points, (N, d), float or integer.
         n_clusters: at most N.
         generator: CPU generator of the draws; None is one of a fixed seed.
 
     Returns:
         Centers, all of them points, (n_clusters, d).
+
+    Raises:
+        ValueError: more centers than points, or none; points that are not finite.
     """
+    x = _points(x, "points", n_clusters)
     if generator is None:
         generator = torch.Generator().manual_seed(SEED)
     trials = 2 + int(math.log(n_clusters))
     draws = torch.rand(n_clusters, trials, generator=generator, dtype=torch.float64)
     first = int(draws[0, 0] * len(x))
+    draws = draws.to(x.device, _precise(x))
     norm = x.square().sum(1)  # (N,)
     chosen = torch.empty(n_clusters, dtype=torch.int64, device=x.device)
     chosen[0] = first
     closest = (x - x[first]).square().sum(1)  # (N,) squared distance to the nearest center so far
     for place in progress(range(1, n_clusters), "k-means++", unit="center"):
         reach = closest.cumsum(0, dtype=_precise(x))  # (N,)
-        drawn = torch.searchsorted(reach, draws[place].to(reach) * reach[-1], right=True).clamp_(
-            max=len(x) - 1
-        )
+        drawn = torch.searchsorted(reach, draws[place] * reach[-1], right=True).clamp_(max=len(x) - 1)
         distance = torch.addmm(norm, x[drawn], x.T, alpha=-2).add_(norm[drawn, None])  # (trials, N)
         torch.minimum(distance.clamp_(min=0), closest, out=distance)
-        best = distance.sum(1, dtype=_precise(x)).argmin()
-        chosen[place], closest = drawn[best], distance[best]
+        # As a number it would be read off the device; of shape (1,) it stays there.
+        best = distance.sum(1, dtype=_precise(x)).argmin(0, keepdim=True)
+        chosen[place], closest = drawn[best][0], distance[best][0]
     return x[chosen]
 
 
@@ -256,6 +255,23 @@ class _Lloyd:
                 for x, labels in zip(self.x.split(BLOCK), self.labels.split(BLOCK), strict=True)
             ]
         )
+
+
+def _points(x: Tensor, name: str, n_clusters: int | None = None) -> Tensor:
+    """Check points (N, d) and, if given, that there are `n_clusters` of them; return them as float32."""
+    x = torch.as_tensor(x).float()
+    if x.ndim != 2:
+        raise ValueError(f"{name}: expected (number, width), found {tuple(x.shape)}")
+    if n_clusters is not None and not 1 <= n_clusters <= len(x):
+        raise ValueError(
+            f"n_clusters must lie between 1 and the number of points: {n_clusters} of {tuple(x.shape)}"
+        )
+    broken = (~torch.linalg.vector_norm(x, dim=1).isfinite()).nonzero()
+    if len(broken):  # a distance to NaN is NaN, and NaN is lowest
+        raise ValueError(
+            f"{name}: row {int(broken[0])} is not finite, or its squared length is not in float32"
+        )
+    return x
 
 
 def _score_blocks(x: Tensor, centers: Tensor, block: int) -> Iterator[tuple[slice, Tensor]]:

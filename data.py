@@ -278,7 +278,7 @@ class FeatureStore:
 
     @property
     def padding(self) -> str:
-        """What the user should know of videos, among those read, that end in all-zero frames: mostly nothing."""
+        """What to tell the user of videos, among those read, that end in all-zero frames: mostly nothing."""
         if not self.padded.any():
             return ""
         files = ", ".join(map(str, self.paths))

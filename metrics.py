@@ -4,13 +4,16 @@ Both systems make their codes with `binarize` and are measured with `evaluate`; 
 
 Axes: Q queries, N database videos, b bits, K the cut of mAP@K, q queries of one block.
 
-Codes hold -1, 0 or +1. For query q and video d the Hamming distance is (b - q·d) / 2, so ranking by
-distance is ranking by the integer score q·d, largest first, and one matrix product gives a block of it.
+Codes hold -1, 0 or +1. For query q and video d the Hamming distance is (b - q·d) / 2: a GPU ranks by matrix
+products, a CPU counts the bits of packed words (bfloat16 products take about as long and twice the memory).
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,12 +21,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-GROUP = 32  # neighbouring videos whose best score stands for them at first
-SCORES = 2**23  # scores in a block: queries times database videos
-SCORES_GPU = 2**27
-QUERIES = 32  # in a block at least, however large the database
-COLUMNS = 8192  # database videos in one matrix product
-OPENED = 2**18  # scores of opened groups to work on at once
+GROUP = 16  # videos of which the nearest stands for them at first
+DISTANCES, DISTANCES_GPU = 2**23, 2**27  # in a block: queries times database videos
+QUERIES, MOST_QUERIES = 8, 2048  # in a block at least, however large the database, and at most
+TILE = 16, 4096  # queries and database videos whose words stay in a core's cache
+CANDIDATES = 2**18  # to rank at once
+INDEX_BITS, DISTANCE_BITS = 32, 20  # of a candidate's key; its query has the rest
+COLUMNS = 8192  # codes to check at once
 
 
 # ---------------------------------------------------------------------------------------------- hash codes
@@ -70,7 +74,7 @@ def pack(codes: np.ndarray | Tensor) -> np.ndarray:
         uint8, (N, ceil(b / 8)): the first bit is a byte's highest, missing bits at the end are 0.
 
     Raises:
-        ValueError: other values or another shape.
+        ValueError: other values (bits 0 and 1 are no codes) or another shape.
     """
     (codes,) = _codes(codes)
     return np.packbits(codes.cpu().numpy() >= 0, axis=1)
@@ -100,10 +104,17 @@ def hamming_distance(query: Tensor, database: Tensor) -> Tensor:
         Multiples of one half in [0, b], float32, (Q, N).
 
     Raises:
-        ValueError: the code lengths differ, codes hold other values, or there are none.
+        ValueError: the code lengths differ, codes hold other values (also bits 0 and 1), or there are none.
     """
     query, database = _codes(query, database)
     return (query.float() @ database.float().T).mul_(-0.5).add_(query.shape[1] / 2)  # in place: it is large
+
+
+def count_distinct(codes: np.ndarray | Tensor) -> int:
+    """How many different codes there are among (N, b); codes and errors as in `pack`."""
+    words = np.concatenate(_words(*_codes(codes))[0])  # (words * planes, N)
+    words = words[:, np.lexsort(words)]
+    return 1 + int((words[:, 1:] != words[:, :-1]).any(0).sum())
 
 
 # ------------------------------------------------------------------------------------------------- metrics
@@ -151,8 +162,8 @@ def evaluate(
     Args:
         query: codes in {-1, 0, +1}, (Q, b), tensor or array; computed on its device.
         database: codes in {-1, 0, +1}, (N, b).
-        query_labels: multi-hot, (Q, num_class), any dtype.
-        database_labels: multi-hot, (N, num_class), any dtype.
+        query_labels: multi-hot, (Q, num_class), any dtype and memory order, also scipy's sparse.
+        database_labels: multi-hot, (N, num_class), likewise.
         ks: the cuts K, in any order.
         progress: show a bar.
 
@@ -161,7 +172,7 @@ def evaluate(
 
     Raises:
         ValueError: no query, database video or K; code lengths or class counts differ; label rows unlike
-            code rows; a K below 1 or beyond the database.
+            code rows; codes of bits 0 and 1, labels of anything else; a K not whole or beyond the database.
     """
     query, database = _codes(query, database)
     query_labels, database_labels = _labels(query_labels, database_labels, len(query), len(database))
@@ -184,9 +195,9 @@ def evaluate(
             tie_row = ranking.tie_row[table[ranking.tie_row, pattern[ranking.tie_index]]]
             n = ranking.tie_row.bincount(minlength=len(table)).cpu()
             r = tie_row.bincount(minlength=len(table)).cpu()
-            score = ranking.score.cpu()
+            distance = ranking.distance.cpu()
             ap[rows] = _average_precision(relevant)[:, cuts]
-            tie_ap[rows] = _tie_averaged_precision(relevant, score, n, r)[:, cuts]
+            tie_ap[rows] = _tie_averaged_precision(relevant, distance, n, r)[:, cuts]
             found[rows] = relevant.cumsum(1)[:, cuts].double()
             total[rows] = (table * sizes).sum(1, keepdim=True).cpu().double()
             bar.update(len(table))
@@ -206,8 +217,8 @@ def _average_precision(relevant: Tensor) -> Tensor:
     return (relevant * relevant.cumsum(1) / position).cumsum(1) / position
 
 
-def _tie_averaged_precision(relevant: Tensor, score: Tensor, last_n: Tensor, last_r: Tensor) -> Tensor:
-    """Expected AP at every cut 1..K over random orders of equal scores, (q, K).
+def _tie_averaged_precision(relevant: Tensor, distance: Tensor, last_n: Tensor, last_r: Tensor) -> Tensor:
+    """Expected AP at every cut 1..K over random orders of equal distances, (q, K).
 
     A tie group holds n videos, r of them relevant, with R relevant ones before it. Its j-th place, at rank i,
     contributes `(r/n) (R + 1 + (j-1)(r-1)/(n-1)) / i`. The ranks end within a group that may go on beyond
@@ -215,7 +226,7 @@ def _tie_averaged_precision(relevant: Tensor, score: Tensor, last_n: Tensor, las
     """
     rank = torch.arange(1, relevant.shape[1] + 1)
     opens = torch.ones_like(relevant)  # True where a group begins
-    opens[:, 1:] = score[:, 1:] != score[:, :-1]
+    opens[:, 1:] = distance[:, 1:] != distance[:, :-1]
     group = opens.cumsum(1) - 1  # (q, K)
     n = torch.zeros_like(group).scatter_add_(1, group, torch.ones_like(group))
     r = torch.zeros_like(group).scatter_add_(1, group, relevant.long())
@@ -248,7 +259,7 @@ class _Ranking(NamedTuple):
     """The first K of the ranking of q queries, and the whole tie group that the cut goes through."""
 
     index: Tensor  # (q, K) database indices, nearest first
-    score: Tensor  # (q, K) their q·d
+    distance: Tensor  # (q, K) theirs, from a zero of each query's own
     tie_row: Tensor  # (T,) query of every video that ties with the K-th
     tie_index: Tensor  # (T,) its database index
 
@@ -256,105 +267,153 @@ class _Ranking(NamedTuple):
 def _ranked_blocks(query: Tensor, database: Tensor, depth: int) -> Iterator[tuple[slice, _Ranking]]:
     """Yield slices of queries and their rankings down to `depth`.
 
-    Per block of queries: all scores, a part of the database at a time; the best score of every group of
-    `GROUP` videos; the depth-th largest of those, a floor that at least `depth` videos reach. Only the few
-    groups that reach it are looked into.
+    Per block of queries: all distances; the least of every group of videos; the depth-th smallest of those,
+    a reach that at least `depth` videos are within. Only these candidates are sorted, by one key each: its
+    query in the block, its distance, its index.
     """
-    n, bits = database.shape
-    groups = -(-n // GROUP)
-    size = max(QUERIES, (SCORES if query.device.type == "cpu" else SCORES_GPU) // n)
-    size = min(size, len(query))
-    exact = _product_type(query.device, bits)
-    database = database.to(exact)
-    buffer = torch.full((size, groups * GROUP), -torch.inf, device=query.device)  # the last columns keep -inf
-    for start in range(0, len(query), size):
-        block = query[start : start + size].to(exact)  # (q, b)
-        scores = buffer[: len(block)]  # (q, groups * GROUP)
-        for column in range(0, n, COLUMNS):
-            part = database[column : column + COLUMNS]
-            scores[:, column : column + len(part)] = block @ part.T
-        best = scores.view(len(block), groups, GROUP).amax(2)  # (q, groups)
-        if groups > depth:
-            floor = best.topk(depth, sorted=False).values.amin(1, keepdim=True)  # (q, 1)
-        else:
-            floor = best.new_full((len(block), 1), -bits)
-        open_groups = best >= floor  # (q, groups)
-        # Where many videos tie, many groups open: then a few queries at a time, to bound memory.
-        load = open_groups.sum(1).cumsum(0) * GROUP // OPENED
-        sizes = load.unique_consecutive(return_counts=True)[1].tolist()
-        first = start
-        for parts in zip(scores.split(sizes), open_groups.split(sizes), floor.split(sizes), strict=True):
-            yield slice(first, first + len(parts[0])), _rank(*parts, depth)
-            first += len(parts[0])
+    (n, bits), cpu = database.shape, query.device.type == "cpu"
+    size = min(max(QUERIES, (DISTANCES if cpu else DISTANCES_GPU) // n), MOST_QUERIES)
+    starts = range(0, len(query), size)
+    if cpu:
+        search, (query, database) = _packed_search, _words(query, database)
+    else:
+        exact = torch.float16 if query.device.type == "cuda" and bits <= 2048 else torch.float32
+        search, query, database = _product_search, -query.to(exact).T, database.to(exact).T
+    blocks = [partial(search, query[..., start : start + size], database, bits, depth) for start in starts]
+    for start, keys in zip(starts, _threaded(blocks) if cpu else (block() for block in blocks), strict=True):
+        counts = (keys >> DISTANCE_BITS + INDEX_BITS).bincount()  # (q,) candidates
+        # Where many videos tie, many are candidates: then a few queries at a time, to bound memory.
+        sizes = (counts.cumsum(0) // CANDIDATES).unique_consecutive(return_counts=True)[1].tolist()
+        for part in counts.split(sizes):
+            near, keys = keys.tensor_split([int(part.sum())])
+            level, index = near >> INDEX_BITS, near & (1 << INDEX_BITS) - 1  # level: query and distance
+            row = torch.arange(len(part), device=part.device).repeat_interleave(part)  # (C,)
+            top = (part.cumsum(0) - part)[:, None] + torch.arange(depth, device=part.device)  # (q, K)
+            tied = level == level[top[:, -1]][row]
+            yield slice(start, start + len(part)), _Ranking(index[top], level[top], row[tied], index[tied])
+            start += len(part)
 
 
-def _rank(scores: Tensor, open_groups: Tensor, floor: Tensor, depth: int) -> _Ranking:
-    """Rank the videos in open groups (q, groups) whose scores (q, groups * GROUP) reach the floor (q, 1)."""
-    opened = open_groups.flatten().nonzero()[:, 0]
-    near = scores.reshape(-1, GROUP).index_select(0, opened)  # (opened, GROUP)
-    reaches = near >= floor[opened // open_groups.shape[1]]
-    found = reaches.flatten().nonzero()[:, 0]  # (C,) candidates, by query, then by database index
-    score = near.flatten()[found].long()
-    place = opened[found // GROUP] * GROUP + found % GROUP  # in scores, flattened
-    row, index = place // scores.shape[1], place % scores.shape[1]
-
-    # One row of keys per query: larger for a higher score, among equals for a lower index.
-    counts = row.bincount(minlength=len(scores))
-    first, longest = counts.cumsum(0) - counts, int(counts.max())
-    turn = torch.arange(len(row), device=row.device) - first[row]
-    keys = score.new_full((len(scores), longest), torch.iinfo(torch.int64).min)
-    keys[row, turn] = score * longest - turn
-    top = first[:, None] + keys.topk(depth).indices  # (q, K) in the candidates
-    tied = score == score[top[:, -1]][row]
-    return _Ranking(index[top], score[top], row[tied], index[tied])
+def _threaded(blocks: list[Callable[[], Tensor]]) -> Iterator[Tensor]:
+    """Call every block in a thread of its own, a few of them ahead."""
+    threads, waiting = torch.get_num_threads(), deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for block in blocks:
+            waiting.append(pool.submit(block))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        yield from (block.result() for block in waiting)
 
 
-def _product_type(device: torch.device, bits: int) -> torch.dtype:
-    """The fastest type that holds every score exactly: all are integers of size up to `bits`."""
-    if device.type == "cuda" and bits <= 2048:
-        return torch.float16
-    if device.type == "cpu" and bits <= 256 and torch.cpu.get_capabilities().get("avx512_bf16"):
-        return torch.bfloat16  # three times as fast as float32 there; slower where it is emulated
-    return torch.float32
+def _product_search(query: Tensor, database: Tensor, bits: int, depth: int) -> Tensor:
+    """Sorted keys of the candidates of negated queries (b, q) among videos (b, N), by a matrix product."""
+    distance = query.T @ database  # (q, N), from -b to b
+    group = min(GROUP, (n := database.shape[1]) // depth)  # so there are at least `depth` groups
+    # Strided groups: minima run along whole rows.
+    least = distance[:, : n // group * group].unflatten(1, (group, -1)).amin(1)  # (q, groups)
+    reach = least.topk(depth, largest=False, sorted=False).values.amax(1, keepdim=True)  # (q, 1)
+    row, index = (distance <= reach).nonzero(as_tuple=True)  # (C,)
+    level = (row << DISTANCE_BITS) + distance[row, index].long() + bits
+    return ((level << INDEX_BITS) + index).sort().values
+
+
+def _packed_search(query: np.ndarray, database: np.ndarray, bits: int, depth: int) -> Tensor:
+    """As `_product_search`, of words (words, planes, q) and (words, planes, N), by counting bits."""
+    group, keys = min(GROUP, (n := database.shape[2]) // depth), []
+    for start in range(0, query.shape[2], TILE[0]):
+        distance = _distances(query[..., start : start + TILE[0]], database, bits)  # (q, N)
+        least = distance[:, : n // group * group].reshape(len(distance), group, -1).min(1)  # (q, groups)
+        # 32 bits: numpy's partition of bytes is slow.
+        reach = np.partition(least.astype(np.int32), depth - 1, axis=1)[:, depth - 1, None]  # (q, 1)
+        place = np.flatnonzero(distance <= reach.astype(least.dtype))  # (C,)
+        row, index = np.divmod(place, n)
+        level = (start + row << DISTANCE_BITS) + distance.ravel()[place]
+        keys.append(np.sort((level << INDEX_BITS) + index))
+    return torch.from_numpy(np.concatenate(keys))
+
+
+def _distances(query: np.ndarray, database: np.ndarray, bits: int) -> np.ndarray:
+    """Distances (q, N) of words (words, planes, q) and (words, planes, N).
+
+    Two codes differ where `(sign ^ sign) & known`. Of one plane, without zeros, the number of these bits is
+    the distance; of two it counts half bits, b + |differ| - |agree|.
+    """
+    (_, planes, q), n = query.shape, database.shape[2]
+    out = np.full((q, n), bits * (planes - 1), np.uint8 if bits * planes < 256 else np.int32)
+    for column in range(0, n, TILE[1]):
+        columns = slice(column, column + TILE[1])
+        for q_word, d_word in zip(query[..., None], database[..., columns], strict=True):
+            differ = q_word[0] ^ d_word[0]
+            if planes == 2:
+                known = q_word[1] & d_word[1]
+                differ &= known
+                out[:, columns] -= np.bitwise_count(differ ^ known)
+            out[:, columns] += np.bitwise_count(differ)
+    return out
+
+
+def _words(*codes: Tensor) -> list[np.ndarray]:
+    """Codes (N, b) as uint64 words (words, planes, N): signs and, where any code has a 0, what is not 0."""
+    zeros = any((each == 0).any() for each in codes)
+    fill = (-codes[0].shape[1] // 8) % 8  # bytes that a last word lacks
+    out = []
+    for each in codes:
+        planes = torch.stack((each > 0, each != 0)[: 1 + zeros]).cpu().numpy()  # (planes, N, b)
+        packed = np.pad(np.packbits(planes, axis=2), ((0, 0), (0, 0), (0, fill)))
+        out.append(np.ascontiguousarray(packed.view(np.uint64).transpose(2, 0, 1)))
+    return out
 
 
 # ------------------------------------------------------------------------------------------ arguments
 
 
+def _tensor(x: Tensor | np.ndarray) -> Tensor:
+    """What `loadmat` hands out, any memory or byte order and sparse, as a contiguous tensor."""
+    if isinstance(x, Tensor):
+        return x.contiguous()
+    x = np.asarray(x.toarray() if hasattr(x, "toarray") else x)
+    return torch.from_numpy(np.require(x, x.dtype.newbyteorder("="), ["C", "W"]))  # native, writable numbers
+
+
 def _codes(*codes: Tensor) -> list[Tensor]:
     """Check codes, of the query first; return them on its device."""
-    codes = [torch.as_tensor(each) for each in codes]
+    codes = [_tensor(each) for each in codes]
     for name, each in zip(("query", "database") if len(codes) == 2 else ("video",), codes, strict=True):
         if each.ndim != 2 or each.numel() == 0:
             raise ValueError(f"{name} codes: expected a non-empty (videos, bits), found {tuple(each.shape)}")
         if not all(torch.equal(part, part.sign()) for part in each.split(COLUMNS)):
             raise ValueError(f"{name} codes: expected -1, 0 and +1 only")
-    n_bits = [each.shape[1] for each in codes]
-    if min(n_bits) != max(n_bits):
-        raise ValueError(
-            f"code lengths differ: query codes have {n_bits[0]} bits, database codes {n_bits[1]}"
-        )
+    # A 0 is a tie, and rare: without any -1 beside it, it is a bit.
+    if min(each.min() for each in codes) == 0 or any(each.dtype == torch.bool for each in codes):
+        raise ValueError("codes look like bits 0 and 1: pass 2 * bits - 1, bits of a signed type")
+    bits = [each.shape[1] for each in codes]
+    if min(bits) != max(bits):
+        raise ValueError(f"code lengths differ: query codes have {bits[0]} bits, database codes {bits[1]}")
     return [each.to(codes[0].device) for each in codes]
 
 
 def _labels(query: Tensor, database: Tensor, n_query: int, n_database: int) -> tuple[Tensor, Tensor]:
     """Check labels; return them as bool."""
-    query, database = torch.as_tensor(query), torch.as_tensor(database)
+    query, database = _tensor(query), _tensor(database)
     for name, labels, rows in (("query", query, n_query), ("database", database, n_database)):
         if labels.ndim != 2 or len(labels) != rows:
             raise ValueError(f"{name} labels: expected ({rows}, num_class), found {tuple(labels.shape)}")
+        other = () if labels.dtype == torch.bool else labels[(labels != 0) & (labels != 1)]
+        if len(other):
+            cure = "pass labels > 0 for -1 and +1, np.eye(num_class)[labels] for class indices"
+            raise ValueError(f"{name} labels: expected multi-hot 0 and 1, found {other[0].item()}: {cure}")
     if query.shape[1] != database.shape[1]:
         raise ValueError(f"class counts differ: query has {query.shape[1]}, database {database.shape[1]}")
     return query.bool(), database.bool()
 
 
 def _cuts(ks: Sequence[int], n: int) -> list[int]:
-    ks = [int(k) for k in ks]
+    ks = list(ks)
     if not ks:
         raise ValueError("no K to evaluate at")
-    if min(ks) < 1 or max(ks) > n:
-        raise ValueError(f"K must lie between 1 and the database size {n}, found {ks}")
-    return ks
+    if any(k not in range(1, n + 1) for k in ks):  # 5.7 is in no range, 5.0 is
+        raise ValueError(f"K must be whole numbers between 1 and the database size {n}, found {ks}")
+    return [int(k) for k in ks]
 
 
 def _label_patterns(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

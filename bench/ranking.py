@@ -2,6 +2,7 @@
 
     python -m bench.ranking                                     # a square of 20,000, then growth
     python -m bench.ranking --queries 45600 --database 45600    # FCVID's size: 18 GB for the direct versions
+    python -m bench.ranking --zeros 0.05                        # codes with zeros, which FAISS has not
     python -m bench.ranking --large                             # 10,000 queries x 1,000,000 codes
 
 Both direct versions build the whole distance matrix in one product: "sort" then sorts every row stably, which
@@ -17,21 +18,29 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from bench.machine import describe, interleaved, measured
-from metrics import evaluate, hamming_distance
+from metrics import count_distinct, evaluate, hamming_distance
 
 KS = [5, 20, 40, 60, 80, 100]
 GROWTH = "\n| queries | database | seconds | ns per pair | peak memory, GB |\n| --- | --- | --- | --- | --- |"
 
 
-def data(queries: int, database: int, bits: int, classes: int, flipped: float) -> tuple[Tensor, ...]:
-    """Noisy copies of one code per class, `flipped` of their bits changed (0.5: random codes), and labels."""
+def data(
+    queries: int, database: int, bits: int, classes: int, flipped: float, zeros: float
+) -> tuple[Tensor, ...]:
+    """Noisy copies of one code per class and labels.
+
+    `flipped` of their bits are changed (0.5: random codes), then `zeros` of their entries set to 0.
+    """
     generator = torch.Generator().manual_seed(0)
     prototypes = torch.rand(classes, bits, generator=generator) < 0.5
     out = []
     for n in (queries, database):
         label = torch.randint(classes, (n,), generator=generator)
         codes = prototypes[label] ^ (torch.rand(n, bits, generator=generator) < flipped)
-        out.append((codes.to(torch.int8) * 2 - 1, one_hot(label, classes).bool()))
+        codes = codes.to(torch.int8) * 2 - 1
+        if zeros:
+            codes[torch.rand(n, bits, generator=generator) < zeros] = 0
+        out.append((codes, one_hot(label, classes).bool()))
     (query, query_labels), (base, base_labels) = out
     return query, base, query_labels, base_labels
 
@@ -88,6 +97,14 @@ def once(name: str, *sizes: float) -> dict[str, float]:
     return interleaved({name: lambda: VERSIONS[name](*case)}, rounds=1, warm=False)
 
 
+def chosen() -> str:
+    """How the package ranks here, and what of the processor bears on it."""
+    abilities = ("popcnt", "avx2", "avx512_f", "avx512_vpopcntdq", "avx512_bf16")
+    found = torch.cpu.get_capabilities()
+    found = ", ".join(name for name in abilities if found.get(name)) or "none of " + ", ".join(abilities)
+    return f"Ranking by counted bits of packed words, {torch.get_num_threads()} threads. Processor: {found}."
+
+
 def compare(sizes: tuple, rounds: int) -> None:
     """Time and memory of every version at one size."""
     case = data(*sizes)
@@ -110,8 +127,9 @@ def compare(sizes: tuple, rounds: int) -> None:
     seconds = interleaved(quick, rounds) | interleaved(slow, 1, warm=False)
     assert results["package"].keys() == results["direct, sort"].keys()
     worst = max(abs(results["package"][k] - results["direct, sort"][k]) for k in KS)
-    queries, database, bits, *_ = sizes
-    print(f"\n{queries:,} x {database:,}, {bits} bits, K = {max(KS)}; bits flipped: {sizes[-1]:.0%}\n")
+    queries, database, bits, _, flipped, zeros = sizes
+    title = f"{queries:,} x {database:,}, {bits} bits, K = {max(KS)}"
+    print(f"\n{title}; bits flipped: {flipped:.0%}, entries 0: {zeros:.0%}\n")
     print("| version | seconds | times the package's | peak memory, GB |\n| --- | --- | --- | --- |")
     for name, value in seconds.items():
         peak = f"{measured(once, name, *sizes)[1]:.2f}" if name in VERSIONS else ""
@@ -121,12 +139,12 @@ def compare(sizes: tuple, rounds: int) -> None:
     )
 
 
-def grow(bits: int, classes: int, flipped: float) -> None:
+def grow(*kind: float) -> None:
     """Time and memory as queries and database grow."""
     print(GROWTH)
     squares = [(n, n) for n in (5_000, 10_000, 20_000)]
     for queries, database in squares + [(2_000, n) for n in (50_000, 100_000, 200_000)]:
-        growth_row(queries, database, bits, classes, flipped)
+        growth_row(queries, database, *kind)
 
 
 def growth_row(*sizes: float) -> None:
@@ -148,16 +166,22 @@ def main() -> None:
     parser.add_argument("--bits", type=int, default=64)
     parser.add_argument("--classes", type=int, default=239)
     parser.add_argument("--flipped", type=float, default=0.2, help="share of bits flipped; 0.5: random codes")
+    parser.add_argument("--zeros", type=float, default=0, help="share of entries that are 0")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--large", action="store_true", help="10,000 x 1,000,000, the package alone")
     args = parser.parse_args()
     print(describe())
+    print(chosen())
     if args.large:
         print(GROWTH)
-        growth_row(10_000, 1_000_000, args.bits, 80, args.flipped)
+        growth_row(10_000, 1_000_000, args.bits, 80, args.flipped, args.zeros)
+        _, codes, *_ = data(1, 1_000_000, args.bits, 80, args.flipped, args.zeros)
+        seconds = interleaved({"distinct": lambda: count_distinct(codes)}, rounds=3)["distinct"]
+        print(f"\nDistinct codes among them: {count_distinct(codes):,}, counted in {seconds:.2f} s")
         return
-    compare((args.queries, args.database, args.bits, args.classes, args.flipped), args.rounds)
-    grow(args.bits, args.classes, args.flipped)
+    kind = args.bits, args.classes, args.flipped, args.zeros
+    compare((args.queries, args.database, *kind), args.rounds)
+    grow(*kind)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from engine.settings import Settings
 from engine.systems import System
 from formats.files import BadInput, read_json
 from formats.labels import load_labels
-from metrics import Evaluation, evaluate
+from metrics import Evaluation, count_distinct, evaluate
 
 PUBLISHED = Path(__file__).parents[1] / "Json" / "published.json"
 
@@ -171,7 +171,8 @@ def evaluate_network(
     zeros = sum(
         int((codes == 0).sum()) for codes in {id(codes): codes for codes in (query, database)}.values()
     )
-    return evaluate(query, database, *labels, settings.ks, progress=True), zeros, len(database.unique(dim=0))
+    result = evaluate(query, database, *labels, settings.ks, progress=True)
+    return result, zeros, count_distinct(database)
 
 
 def codes_of(net: nn.Module, store: FeatureStore, settings: Settings, description: str) -> Tensor:

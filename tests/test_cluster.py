@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from synthetic import GOLDEN
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import cluster
 from cluster import kmeans, nearest, plusplus
@@ -303,6 +304,22 @@ def test_seeding_keeps_the_best_of_its_draws():
     assert torch.equal(plusplus(x, 7, torch.Generator().manual_seed(seed)), x[chosen])
 
 
+def test_seeding_reads_nothing_off_the_device_for_a_center():
+    class Reads(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.count += function is torch.ops.aten._local_scalar_dense.default
+            return function(*args, **(kwargs or {}))
+
+    counts = []
+    for n_clusters in (2, 20):
+        with Reads() as reads:
+            plusplus(codes(60, 8), n_clusters)
+        counts.append(reads.count)
+    assert counts[0] == counts[1]
+
+
 # ----------------------------------------------------------------------------------------------- nearest
 
 
@@ -331,7 +348,7 @@ def test_nearest_against_all_distances():
     [
         ({"n_clusters": 11}, "n_clusters must lie between 1 and the number of points: 11 of .10, 4."),
         ({"n_clusters": 0}, "n_clusters"),
-        ({"x": torch.ones(10)}, "n_clusters"),
+        ({"x": torch.ones(10)}, "points: expected .number, width., found .10,."),
         ({"init": torch.ones(2, 4)}, "init: expected shape .3, 4., found .2, 4."),
         ({"init": torch.ones(3, 5)}, "init"),
         ({"max_iter": 0}, "max_iter"),
@@ -341,6 +358,30 @@ def test_nearest_against_all_distances():
 def test_kmeans_errors(change, message):
     with pytest.raises(ValueError, match=message):
         kmeans(**({"x": torch.ones(10, 4), "n_clusters": 3} | change))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 1e30])  # 1e60 is not in float32
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (lambda x: kmeans(x, 3, init=torch.ones(3, 4)), "points"),
+        (lambda x: kmeans(torch.ones(10, 4), 6, init=x), "init"),
+        (lambda x: plusplus(x, 3), "points"),
+        (lambda x: nearest(x, torch.ones(3, 4)), "points"),
+        (lambda x: nearest(torch.ones(3, 4), x), "centers"),
+    ],
+)
+def test_points_without_a_distance_are_refused(function, name, value):
+    x = torch.ones(6, 4)
+    x[5, 1] = value
+    with pytest.raises(ValueError, match=f"{name}: row 5 is not finite"):
+        function(x)
+
+
+def test_plusplus_errors():
+    for n_clusters in (0, 4):
+        with pytest.raises(ValueError, match=f"{n_clusters} of .3, 4."):
+            plusplus(torch.ones(3, 4), n_clusters)
 
 
 def test_nearest_errors():

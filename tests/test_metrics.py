@@ -4,10 +4,19 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csc_matrix
 from synthetic import GOLDEN
 
 import metrics
-from metrics import binarize, evaluate, hamming_distance, mean_average_precision, tie_averaged_map
+from metrics import (
+    binarize,
+    count_distinct,
+    evaluate,
+    hamming_distance,
+    mean_average_precision,
+    pack,
+    tie_averaged_map,
+)
 
 
 def random_case(queries, videos, bits, classes, seed=0, zeros=False):
@@ -188,10 +197,10 @@ def test_a_query_without_relevant_videos_counts_zero():
 def test_blocks_change_nothing(monkeypatch):
     case = random_case(70, 700, 6, 4, zeros=True)
     whole = evaluate(*case, [3, 10])
-    monkeypatch.setattr(metrics, "SCORES", 700)
+    monkeypatch.setattr(metrics, "DISTANCES", 700)
     monkeypatch.setattr(metrics, "QUERIES", 9)
     monkeypatch.setattr(metrics, "COLUMNS", 33)
-    monkeypatch.setattr(metrics, "OPENED", 100)
+    monkeypatch.setattr(metrics, "CANDIDATES", 100)
     assert evaluate(*case, [3, 10]) == whole
     monkeypatch.setattr(metrics, "GROUP", 5)
     assert evaluate(*case, [3, 10]) == whole
@@ -205,17 +214,40 @@ def test_the_tie_group_is_counted_beyond_the_ranks():
     assert result == pytest.approx({1: 1 / 500, 3: (1 + 1 / 2 + 1 / 3) / 500 / 3})
 
 
-def test_the_fast_product_type_changes_nothing(monkeypatch):
-    for bits in (64, 256, 300):  # scores are exact up to 256 in bfloat16
-        query, database, *labels = random_case(20, 600, bits, 4)
-        # Scores 299 and 300 are one in bfloat16, and the lower index would win.
-        query[0], database[:2], database[0, 0] = 1, 1, 0
-        labels[0][0], labels[1][:2] = torch.eye(4)[0], torch.eye(4)[[1, 0]]
-        results = []
-        for fast in (True, False):
-            monkeypatch.setattr(torch.cpu, "get_capabilities", lambda fast=fast: {"avx512_bf16": fast})
-            results.append(evaluate(query, database, *labels, [1, 20]))
-        assert results[0] == results[1]
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("bits", [5, 64, 127, 128, 255, 256, 300])
+def test_counted_bits_rank_as_products(bits, zeros):
+    # A GPU takes products. Distances pass a byte at 256 bits, with zeros at 128.
+    query, database, *_ = random_case(20, 600, bits, 4, zeros=zeros)
+    query[0], database[:2] = 1, torch.tensor([[1], [-1]])
+    depth = 600 if bits == 300 else 20
+    counted = metrics._packed_search(*metrics._words(query, database), bits, depth)
+    product = metrics._product_search(-query.T, database.T, bits, depth)
+    if not zeros:  # whole bits, not half ones
+        counted += counted >> metrics.INDEX_BITS << metrics.INDEX_BITS
+        product += (
+            product
+            >> metrics.INDEX_BITS + metrics.DISTANCE_BITS
+            << metrics.INDEX_BITS + metrics.DISTANCE_BITS
+        )
+    assert torch.equal(counted, product)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_change_nothing(monkeypatch, threads):
+    case = random_case(70, 300, 16, 4)
+    whole = evaluate(*case, [3, 10])
+    monkeypatch.setattr(metrics, "MOST_QUERIES", 8)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert evaluate(*case, [3, 10]) == whole
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("bits", [3, 8, 64, 130])
+def test_distinct_codes(bits, zeros):
+    _, codes, *_ = random_case(1, 300, bits, 2, zeros=zeros)
+    codes = torch.cat((codes, codes[50:150]))
+    assert count_distinct(codes) == len({tuple(code) for code in codes.tolist()})
 
 
 def test_any_input_type():
@@ -229,6 +261,37 @@ def test_any_input_type():
     assert evaluate(*arrays, (5,)) == expected
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        np.asfortranarray,
+        lambda labels: np.broadcast_to(labels, labels.shape),  # read-only
+        lambda labels: np.repeat(labels, 2, axis=1)[:, ::2],
+        lambda labels: labels[::-1].copy()[::-1],
+        lambda labels: labels.astype(">f8"),
+        lambda labels: labels.astype(np.uint16),
+        lambda labels: torch.tensor(labels).T.contiguous().T,
+        csc_matrix,
+    ],
+)
+def test_labels_in_any_form(form, recwarn):
+    *codes, query_labels, database_labels = random_case(8, 60, 8, 9)
+    expected = evaluate(*codes, query_labels, database_labels, [5])
+    labels = [form(each.numpy()) for each in (query_labels, database_labels)]
+    assert evaluate(*codes, *labels, [5]) == expected
+    assert not recwarn
+
+
+def test_bits_are_no_codes():
+    bits = torch.tensor([[0, 1, 1, 0], [1, 1, 1, 0]])
+    for codes in (bits, bits.float(), bits.bool(), bits.numpy().astype(np.uint8), torch.ones(2, 4).bool()):
+        for function in (pack, lambda each: hamming_distance(each, each)):
+            with pytest.raises(ValueError, match=r"pass 2 \* bits - 1"):
+                function(codes)
+    # A query may hold no -1 by chance: the database tells.
+    assert hamming_distance(bits[:1], 2 * bits - 1).tolist() == [[1, 1]]
+
+
 def test_ks_in_any_order():
     case = random_case(5, 50, 8, 3)
     assert list(evaluate(*case, [20, 5]).map) == [20, 5]
@@ -240,6 +303,9 @@ def test_ks_in_any_order():
     [
         ({"database": torch.ones(9, 5)}, "code lengths differ"),
         ({"database": torch.ones(9, 4) / 2}, "-1, 0 and"),
+        ({"database": torch.full((9, 4), torch.nan)}, "-1, 0 and"),
+        ({"query": torch.zeros(2, 4)}, "pass 2 . bits - 1"),
+        ({"database": torch.ones(9, 4).bool()}, "pass 2 . bits - 1"),
         ({"query": torch.ones(0, 4)}, "query codes: expected a non-empty"),
         ({"database": torch.ones(0, 4)}, "database codes: expected a non-empty"),
         ({"query": torch.ones(4)}, "query codes"),
@@ -247,6 +313,11 @@ def test_ks_in_any_order():
         ({"database_labels": torch.ones(8, 3)}, "database labels: expected .9, num_class."),
         ({"query_labels": torch.ones(2)}, "query labels"),
         ({"query_labels": torch.ones(2, 4)}, "class counts differ: query has 4, database 3"),
+        ({"query_labels": -torch.ones(2, 3)}, "query labels: .* found -1.0: pass labels > 0 for"),
+        ({"database_labels": torch.arange(9)[:, None]}, "database labels: .* found 2: .*class indices"),
+        ({"query_labels": torch.full((2, 3), torch.nan)}, "query labels: .* found nan"),
+        ({"ks": [5.7]}, "whole numbers between 1 and the database size 9, found .5.7."),
+        ({"ks": [math.nan]}, "whole numbers"),
         ({"ks": [5, 10]}, "between 1 and the database size 9"),
         ({"ks": [0, 5]}, "between 1 and the database size 9"),
         ({"ks": []}, "no K"),
