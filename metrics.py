@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from formats.bits import as_tensor, check_codes, words
+
 GROUP = 16  # videos of which the nearest stands for them at first
 DISTANCES, DISTANCES_GPU = 2**23, 2**27  # in a block: queries times database videos
 QUERIES, MOST_QUERIES = 8, 2048  # in a block at least, however large the database, and at most
 TILE = 16, 4096  # queries and database videos whose words stay in a core's cache
 CANDIDATES = 2**18  # to rank at once
 INDEX_BITS, DISTANCE_BITS = 32, 20  # of a candidate's key; its query has the rest
-COLUMNS = 8192  # codes to check at once
 
 
 # ---------------------------------------------------------------------------------------------- hash codes
@@ -64,35 +65,6 @@ def sign(x: Tensor) -> Tensor:
     return torch.where(x.isnan(), x, x.sign())
 
 
-def pack(codes: np.ndarray | Tensor) -> np.ndarray:
-    """Codes as bits, the form in which search engines take them; 0 counts as +1.
-
-    Args:
-        codes: in {-1, 0, +1}, (N, b).
-
-    Returns:
-        uint8, (N, ceil(b / 8)): the first bit is a byte's highest, missing bits at the end are 0.
-
-    Raises:
-        ValueError: other values (bits 0 and 1 are no codes) or another shape.
-    """
-    (codes,) = _codes(codes)
-    return np.packbits(codes.cpu().numpy() >= 0, axis=1)
-
-
-def unpack(packed: np.ndarray, n_bits: int) -> np.ndarray:
-    """The inverse of `pack`: uint8 (N, ceil(b / 8)) to codes int8 (N, b) in {-1, +1}.
-
-    Raises:
-        ValueError: not bytes of ``n_bits`` bits.
-    """
-    packed = np.asarray(packed)
-    if packed.dtype != np.uint8 or packed.ndim != 2 or packed.shape[1] != -(-n_bits // 8):
-        expected, found = f"uint8 (N, {-(-n_bits // 8)})", f"{packed.dtype} {packed.shape}"
-        raise ValueError(f"packed codes of {n_bits} bits: expected {expected}, found {found}")
-    return 2 * np.unpackbits(packed, axis=1, count=n_bits).astype(np.int8) - 1
-
-
 def hamming_distance(query: Tensor, database: Tensor) -> Tensor:
     """Hamming distance (b - q·d) / 2 between every query and database code.
 
@@ -106,15 +78,8 @@ def hamming_distance(query: Tensor, database: Tensor) -> Tensor:
     Raises:
         ValueError: the code lengths differ, codes hold other values (also bits 0 and 1), or there are none.
     """
-    query, database = _codes(query, database)
+    query, database = check_codes(query, database)
     return (query.float() @ database.float().T).mul_(-0.5).add_(query.shape[1] / 2)  # in place: it is large
-
-
-def count_distinct(codes: np.ndarray | Tensor) -> int:
-    """How many different codes there are among (N, b); codes and errors as in `pack`."""
-    words = np.concatenate(_words(*_codes(codes))[0])  # (words * planes, N)
-    words = words[:, np.lexsort(words)]
-    return 1 + int((words[:, 1:] != words[:, :-1]).any(0).sum())
 
 
 # ------------------------------------------------------------------------------------------------- metrics
@@ -174,7 +139,7 @@ def evaluate(
         ValueError: no query, database video or K; code lengths or class counts differ; label rows unlike
             code rows; codes of bits 0 and 1, labels of anything else; a K not whole or beyond the database.
     """
-    query, database = _codes(query, database)
+    query, database = check_codes(query, database)
     query_labels, database_labels = _labels(query_labels, database_labels, len(query), len(database))
     ks = _cuts(ks, len(database))
     cuts = torch.tensor(ks) - 1  # (number of cuts,)
@@ -275,7 +240,7 @@ def _ranked_blocks(query: Tensor, database: Tensor, depth: int) -> Iterator[tupl
     size = min(max(QUERIES, (DISTANCES if cpu else DISTANCES_GPU) // n), MOST_QUERIES)
     starts = range(0, len(query), size)
     if cpu:
-        search, (query, database) = _packed_search, _words(query, database)
+        search, (query, database) = _packed_search, words(query, database)
     else:
         exact = torch.float16 if query.device.type == "cuda" and bits <= 2048 else torch.float32
         search, query, database = _product_search, -query.to(exact).T, database.to(exact).T
@@ -352,49 +317,12 @@ def _distances(query: np.ndarray, database: np.ndarray, bits: int) -> np.ndarray
     return out
 
 
-def _words(*codes: Tensor) -> list[np.ndarray]:
-    """Codes (N, b) as uint64 words (words, planes, N): signs and, where any code has a 0, what is not 0."""
-    zeros = any((each == 0).any() for each in codes)
-    fill = (-codes[0].shape[1] // 8) % 8  # bytes that a last word lacks
-    out = []
-    for each in codes:
-        planes = torch.stack((each > 0, each != 0)[: 1 + zeros]).cpu().numpy()  # (planes, N, b)
-        packed = np.pad(np.packbits(planes, axis=2), ((0, 0), (0, 0), (0, fill)))
-        out.append(np.ascontiguousarray(packed.view(np.uint64).transpose(2, 0, 1)))
-    return out
-
-
 # ------------------------------------------------------------------------------------------ arguments
-
-
-def _tensor(x: Tensor | np.ndarray) -> Tensor:
-    """What `loadmat` hands out, any memory or byte order and sparse, as a contiguous tensor."""
-    if isinstance(x, Tensor):
-        return x.contiguous()
-    x = np.asarray(x.toarray() if hasattr(x, "toarray") else x)
-    return torch.from_numpy(np.require(x, x.dtype.newbyteorder("="), ["C", "W"]))  # native, writable numbers
-
-
-def _codes(*codes: Tensor) -> list[Tensor]:
-    """Check codes, of the query first; return them on its device."""
-    codes = [_tensor(each) for each in codes]
-    for name, each in zip(("query", "database") if len(codes) == 2 else ("video",), codes, strict=True):
-        if each.ndim != 2 or each.numel() == 0:
-            raise ValueError(f"{name} codes: expected a non-empty (videos, bits), found {tuple(each.shape)}")
-        if not all(torch.equal(part, part.sign()) for part in each.split(COLUMNS)):
-            raise ValueError(f"{name} codes: expected -1, 0 and +1 only")
-    # A 0 is a tie, and rare: without any -1 beside it, it is a bit.
-    if min(each.min() for each in codes) == 0 or any(each.dtype == torch.bool for each in codes):
-        raise ValueError("codes look like bits 0 and 1: pass 2 * bits - 1, bits of a signed type")
-    bits = [each.shape[1] for each in codes]
-    if min(bits) != max(bits):
-        raise ValueError(f"code lengths differ: query codes have {bits[0]} bits, database codes {bits[1]}")
-    return [each.to(codes[0].device) for each in codes]
 
 
 def _labels(query: Tensor, database: Tensor, n_query: int, n_database: int) -> tuple[Tensor, Tensor]:
     """Check labels; return them as bool."""
-    query, database = _tensor(query), _tensor(database)
+    query, database = as_tensor(query), as_tensor(database)
     for name, labels, rows in (("query", query, n_query), ("database", database, n_database)):
         if labels.ndim != 2 or len(labels) != rows:
             raise ValueError(f"{name} labels: expected ({rows}, num_class), found {tuple(labels.shape)}")

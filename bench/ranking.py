@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from bench.machine import describe, interleaved, measured
-from metrics import count_distinct, evaluate, hamming_distance
+from formats.bits import count_distinct
+from metrics import evaluate, hamming_distance
 
 KS = [5, 20, 40, 60, 80, 100]
 GROWTH = "\n| queries | database | seconds | ns per pair | peak memory, GB |\n| --- | --- | --- | --- | --- |"

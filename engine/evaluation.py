@@ -15,9 +15,10 @@ from engine.feed import encode
 from engine.runs import Run
 from engine.settings import Settings
 from engine.systems import System
+from formats.bits import count_distinct
 from formats.files import BadInput, read_json
 from formats.labels import load_labels
-from metrics import Evaluation, count_distinct, evaluate
+from metrics import Evaluation, evaluate
 
 PUBLISHED = Path(__file__).parents[1] / "Json" / "published.json"
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from synthetic import ROOT
 
-# The rest, floor 3: stages of all systems; a system's model.py is on floor 1.
-FLOORS = {"formats": 0, "metrics.py": 0, "data.py": 1, "model.py": 1, "cluster.py": 1, "engine": 2,
-          "tools": 3, "run.py": 4, "bench": 4}  # fmt: skip
+# The rest, floor 4: stages of all systems; a system's model.py is on floor 2.
+FLOORS = {"formats": 0, "metrics.py": 1, "data.py": 2, "model.py": 2, "cluster.py": 2, "engine": 3,
+          "tools": 4, "run.py": 5, "bench": 5}  # fmt: skip
 FILES = sorted(
     path.relative_to(ROOT)
     for path in (*ROOT.glob("*.py"), *ROOT.glob("[!.]*/*.py"))
@@ -20,7 +20,7 @@ NETWORKS = [path for path in FILES if path.name == "model.py"]
 
 def floor_of(path: Path) -> int:
     """Counted from the ground."""
-    return FLOORS.get(path.parts[0], 1 if path.name == "model.py" else 3)
+    return FLOORS.get(path.parts[0], 2 if path.name == "model.py" else 4)
 
 
 def imports(path: Path) -> set[Path]:
@@ -54,7 +54,7 @@ def test_nothing_goes_in_a_circle():
 
 @pytest.mark.parametrize("path", NETWORKS, ids=str)
 def test_networks_need_the_ground_floor_alone(path):
-    assert all(floor_of(other) == 0 for other in imports(path))
+    assert all(floor_of(other) < 2 for other in imports(path))
 
 
 def test_the_engine_names_no_system():

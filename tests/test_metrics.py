@@ -8,15 +8,8 @@ from scipy.sparse import csc_matrix
 from synthetic import GOLDEN
 
 import metrics
-from metrics import (
-    binarize,
-    count_distinct,
-    evaluate,
-    hamming_distance,
-    mean_average_precision,
-    pack,
-    tie_averaged_map,
-)
+from formats.bits import count_distinct, pack
+from metrics import binarize, evaluate, hamming_distance, mean_average_precision, tie_averaged_map
 
 
 def random_case(queries, videos, bits, classes, seed=0, zeros=False):
@@ -221,7 +214,7 @@ def test_counted_bits_rank_as_products(bits, zeros):
     query, database, *_ = random_case(20, 600, bits, 4, zeros=zeros)
     query[0], database[:2] = 1, torch.tensor([[1], [-1]])
     depth = 600 if bits == 300 else 20
-    counted = metrics._packed_search(*metrics._words(query, database), bits, depth)
+    counted = metrics._packed_search(*metrics.words(query, database), bits, depth)
     product = metrics._product_search(-query.T, database.T, bits, depth)
     if not zeros:  # whole bits, not half ones
         counted += counted >> metrics.INDEX_BITS << metrics.INDEX_BITS

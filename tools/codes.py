@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from data import FeatureStore
 from engine.device import find_device
 from engine.systems import system_of, systems
+from formats.bits import pack, unpack
 from formats.files import BadInput, expand, progress
 from formats.weights import read_checkpoint
-from metrics import pack, unpack
 
 __all__ = ["hash_videos", "load_network", "pack", "unpack"]
 
