@@ -172,6 +172,8 @@ def evaluate_network(
     zeros = sum(
         int((codes == 0).sum()) for codes in {id(codes): codes for codes in (query, database)}.values()
     )
+    if zeros and not (query < 0).any() and not (database < 0).any():
+        raise BadInput(f"{name}: its codes hold no -1 at all, only 0 and +1: the network has collapsed")
     result = evaluate(query, database, *labels, settings.ks, progress=True)
     return result, zeros, count_distinct(database)
 

@@ -192,7 +192,7 @@ def test_blocks_change_nothing(monkeypatch):
     whole = evaluate(*case, [3, 10])
     monkeypatch.setattr(metrics, "DISTANCES", 700)
     monkeypatch.setattr(metrics, "QUERIES", 9)
-    monkeypatch.setattr(metrics, "COLUMNS", 33)
+    monkeypatch.setattr("formats.bits.COLUMNS", 33)
     monkeypatch.setattr(metrics, "CANDIDATES", 100)
     assert evaluate(*case, [3, 10]) == whole
     monkeypatch.setattr(metrics, "GROUP", 5)

@@ -164,6 +164,13 @@ class TestNotFinite:
         assert status == 2
         assert "query.h5: video 2: not finite: codes" in err
 
+    def test_codes_without_any_minus_one(self, start, dataset, monkeypatch):
+        start("--stage", "pretrain")
+        monkeypatch.setattr(model.WSCH, "hash", lambda net, frames: torch.ones(len(frames), 16).triu())
+        status, _, err = start("--stage", "test")
+        assert status == 2
+        assert "1_16.pth: its codes hold no -1 at all, only 0 and +1: the network has collapsed" in err
+
     @pytest.mark.parametrize("stage", ["train", "bth.pretrain"])
     def test_huge_training_videos(self, start, dataset, stage):
         if stage == "train":
