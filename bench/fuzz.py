@@ -16,9 +16,11 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -214,8 +216,8 @@ def readers(folder: Path) -> dict[str, tuple[list[str], Callable[[Path], None]]]
         prepared.inputs()
 
     def read_labels(path: Path) -> None:
-        split = config.query.__class__("query", config.query.features, (path,), "labels")
-        load_labels(config, split, N)
+        split = replace(config.query, labels=(path,))
+        load_labels(config, split, [N])
 
     def read_config(path: Path) -> None:
         check_blocks(load_config(path))
@@ -262,6 +264,7 @@ def read_from(kind: str, numbers: range, seed: int, folder: Path, tell: Callable
     work.mkdir()
     os.chdir(work)
     trace = work / "trace"
+    warnings.simplefilter("error", RuntimeWarning)  # of numpy: it would be a second line
     for number in numbers:
         rng = random.Random(f"{seed} {kind} {number}")
         which = number % len(names)

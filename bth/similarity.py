@@ -235,7 +235,9 @@ class Similarity:
         return TagRows(_offsets(np.array(counts)), np.concatenate(indices), np.concatenate(tag))
 
     def _check_tags(self, key: str, tags: np.ndarray, videos: np.ndarray) -> None:
-        if not np.isin(tags, TAGS).all():
+        with np.errstate(all="ignore"):  # isin's own arithmetic, where a tag is not finite
+            known = np.isin(tags, TAGS)
+        if not known.all():
             expected = f"tags of {TAGS}" if key == "tag" else f"tags of 0 and {TAGS}"
             raise BadInput(f"{self.path}: '{key}': expected {expected}, found others from row {videos[0]} on")
 
