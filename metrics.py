@@ -82,6 +82,31 @@ def hamming_distance(query: Tensor, database: Tensor) -> Tensor:
     return (query.float() @ database.float().T).mul_(-0.5).add_(query.shape[1] / 2)  # in place: it is large
 
 
+def nearest_codes(query: Tensor, database: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The K nearest database codes of every query, nearest first, a tie to the lowest index.
+
+    Args:
+        query: codes in {-1, 0, +1}, (Q, b), tensor or array; computed on its device.
+        database: codes in {-1, 0, +1}, (N, b).
+        k: how many.
+
+    Returns:
+        Database indices, int64, and their Hamming distances, float32, both (Q, K).
+
+    Raises:
+        ValueError: as of `evaluate`, for codes and cut.
+    """
+    query, database = check_codes(query, database)
+    (k,) = _cuts([k], len(database))
+    index = torch.empty(len(query), k, dtype=torch.int64)
+    distance = torch.empty(len(query), k)
+    for rows, ranking in _ranked_blocks(query, database, k):
+        found = database[ranking.index].float()  # (q, K, b)
+        similarity = (found @ query[rows].float()[..., None])[..., 0]  # (q, K)
+        index[rows], distance[rows] = ranking.index.cpu(), ((query.shape[1] - similarity) / 2).cpu()
+    return index, distance
+
+
 # ------------------------------------------------------------------------------------------------- metrics
 
 

@@ -41,7 +41,7 @@ def train_model(settings: WSCHSettings, run: Run, pretrained: Path | None = None
         return run.end()
     cfg, device = settings.cfg, open_device(settings)
     path = pretrained or run.started_with("weights")
-    path = path or find_weights(settings, STARTS_FROM, model, to_train=True)
+    path = path or find_weights(settings, STARTS_FROM, model.load_published, to_train=True)
     weights = load_weights(Path(path), settings, STARTS_FROM, model, to_train=True)
     check_clusters(settings)
     store = open_training_set(settings, device)

@@ -43,7 +43,7 @@ def train_model(settings: BTHSettings, run: Run, mask_only: Path | None = None) 
     anchors, pseudo_label, similarity = prepared.anchors, prepared.pseudo_label, prepared.similarity
     path = run.started_with("weights")
     if path is None and settings.weight_path is not None:
-        path = str(find_weights(settings, STARTS_FROM, model, to_train=True))
+        path = str(find_weights(settings, STARTS_FROM, model.load_published, to_train=True))
     start, differs = "fresh weights", []
     if path is None:
         net = fresh_network(settings, config.feature_size)

@@ -9,7 +9,7 @@ where weights are read.
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +21,8 @@ from data import open_store
 from engine.settings import Settings
 from formats.files import BadInput, expand
 from formats.weights import checked_weight, read_checkpoint
+
+PUBLISHED = "published weights, which do not say of what"  # the origin of such
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,10 @@ class Weights:
 
 
 def find_weights(
-    settings: Settings, stages: tuple[str, ...], network: ModuleType, to_train: bool = False
+    settings: Settings,
+    stages: tuple[str, ...],
+    load_published: Callable[[Mapping, str], nn.Module],
+    to_train: bool = False,
 ) -> Path:
     """The checkpoint that ``weight_path`` means: the file, or in a folder the newest finished one that fits.
 
@@ -46,7 +51,7 @@ def find_weights(
     Args:
         settings: of the run.
         stages: the stages whose checkpoints fit.
-        network: the module of the network, with ``load_published``.
+        load_published: the network of a published checkpoint, from its content and name.
         to_train: the run goes on training it.
 
     Raises:
@@ -56,7 +61,7 @@ def find_weights(
     if not folder.is_dir():
         return folder
     numbers = {int(match[1]): path for path in folder.iterdir()
-               if (match := re.fullmatch(rf"([0-9]+)_{settings.hashcode_size}\.pth", path.name))}  # fmt: skip
+               if (match := re.fullmatch(r"([0-9]+)_[0-9]+\.pth", path.name))}  # fmt: skip
     others = []  # what differs, and the checkpoint
     for _, path in sorted(numbers.items(), reverse=True):
         content = read_checkpoint(path, whole=False)
@@ -70,13 +75,13 @@ def find_weights(
             return path
         others.append((problems, path))
     if settings.weight_path is not None:
-        published = list(published_files(folder, settings, network, to_train))
+        published = list(published_files(folder, settings, load_published, to_train))
         if len(published) == 1:
             return published[0]
         if published:
             names = ", ".join(path.name for path in published[:5])
             raise BadInput(f"{folder}: {len(published)} published checkpoints fit ({names}); name one")
-    wanted = f"{' or '.join(stages)} that fits (<run>_{settings.hashcode_size}.pth)"
+    wanted = f"{' or '.join(stages)} that fits"
     hint = "set weight_path"
     if others:
         problems, path = min(others, key=lambda other: len(other[0]))
@@ -84,12 +89,14 @@ def find_weights(
     raise BadInput(f"{folder}: no finished checkpoint of {wanted}; {hint}")
 
 
-def published_files(folder: Path, settings: Settings, network: ModuleType, to_train: bool) -> Iterator[Path]:
+def published_files(
+    folder: Path, settings: Settings, load_published: Callable[[Mapping, str], nn.Module], to_train: bool
+) -> Iterator[Path]:
     """The published checkpoints of a folder whose network and sizes fit."""
     for path in sorted(folder.glob("*.pth")):
         content = read_checkpoint(path, whole=False)
         with contextlib.suppress(BadInput):  # of another system, or ours
-            if not wrong_sizes(network.load_published(content, str(path)).sizes, settings, to_train):
+            if not wrong_sizes(load_published(content, str(path)).sizes, settings, to_train):
                 yield path
 
 
@@ -121,7 +128,7 @@ def load_weights(
     if problems := wrong_sizes(net.sizes, settings, to_train):
         raise BadInput(f"{path}: {'; '.join(problems)}")
     if "stage" not in content:
-        return Weights(path, net, content.get("optimizer"), "published weights, which do not say of what", [])
+        return Weights(path, net, content.get("optimizer"), PUBLISHED, [])
     differs = not_its_own(content, settings, to_train)
     return Weights(path, net, content["optimizer"], origin(content), differs)
 
@@ -132,25 +139,32 @@ def check_ours(content: Mapping, path: Path) -> None:
     Raises:
         BadInput: it has not.
     """
-    parts = {key: content.get(key) for key in ("settings", "inputs", "sizes", "optimizer")}
-    inner = {"settings": ("data_set_config", "seed"), "inputs": ("features",)}
-    for key, part in parts.items():
-        if not isinstance(part, Mapping) or not all(name in part for name in inner.get(key, ())):
-            raise BadInput(f"{path}: not a checkpoint of this package: its '{key}' is missing or damaged")
+    settings, inputs = content.get("settings"), content.get("inputs")
+    features = inputs.get("features") if isinstance(inputs, Mapping) else None
+    shape = features.get("shape") if isinstance(features, Mapping) else None
+    right = {
+        "settings": isinstance(settings, Mapping) and {"data_set_config", "seed"} <= settings.keys(),
+        "inputs": isinstance(shape, list) and len(shape) == 3 and all(type(size) is int for size in shape),
+        "sizes": isinstance(content.get("sizes"), Mapping),
+        "optimizer": isinstance(content.get("optimizer"), Mapping),
+    }
+    if not all(right.values()):
+        missing = min(key for key, valid in right.items() if not valid)
+        raise BadInput(f"{path}: not a checkpoint of this package: its '{missing}' is missing or damaged")
 
 
 def wrong_sizes(sizes: Mapping[str, int], settings: Settings, to_train: bool) -> list[str]:
     """In what a network of these sizes contradicts the settings, or the width of the dataset's features."""
     config = settings.config
     problems = []
-    if sizes.get("input_size") != config.feature_size:
+    if config and sizes.get("input_size") != config.feature_size:
         problems.append(
             f"its features are {sizes.get('input_size')} wide, those of {config.path} {config.feature_size}"
         )
     for name in sizes.keys() - {"input_size"}:
-        wanted = settings.get(name)
-        if sizes[name] != wanted and (to_train or name in settings.given):
-            problems.append(f"its {name} is {sizes[name]}, the settings say {wanted}")
+        stated = to_train or name in settings.given
+        if stated and sizes[name] != settings.get(name):
+            problems.append(f"its {name} is {sizes[name]}, the settings say {settings.get(name)}")
     return sorted(problems)
 
 

@@ -90,7 +90,7 @@ def run_test(
     device, config = open_device(settings), settings.config
     splits = open_splits(settings)
     if not weights and not (weights := run.started_with("weights")):
-        found = find_weights(settings, system.tested, system.network)
+        found = find_weights(settings, system.tested, system.network.load_published)
         weights = {found.name: found}
     nets, origins, differs = {}, {}, []
     for name, path in weights.items():

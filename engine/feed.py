@@ -85,6 +85,19 @@ def encode(
     description: str,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
+    """What a function gives for all videos, (N, ...) on the CPU; the rest as in ``encode_blocks``."""
+    blocks = encode_blocks(store, function, device, settings, description)
+    return torch.cat([block.to(dtype) for block in blocks])
+
+
+def encode_blocks(
+    store: FeatureStore,
+    function: Callable[[Tensor, slice], Tensor],
+    device: torch.device,
+    settings: Settings,
+    description: str,
+    first: int = 0,
+) -> Iterator[Tensor]:
     """Apply a function to all videos in file order, in large batches, without gradient.
 
     Args:
@@ -93,31 +106,35 @@ def encode(
         device: where to compute.
         settings: of the run.
         description: of what is computed, for the progress bar and errors.
-        dtype: of the result; None: as the function gives it.
+        first: video to begin with, a multiple of ``block_size``: the batches are then the same as from 0.
 
-    Returns:
-        The rows of all videos on the CPU, (N, ...).
+    Yields:
+        The rows of a batch on the CPU, (B, ...).
 
     Raises:
         BadInput: what the function gives for a video is not finite.
     """
-    size = settings.batch_size * (1 if device.type == "cpu" else 4)  # a CPU's caches prefer smaller ones
+    size = block_size(device, settings)
     slices = [slice(start, min(start + size, len(store))) for start in range(0, len(store), size)]
+    slices = slices[first // size :]
     workers = 0 if store.is_at_hand(device) else settings.num_workers
 
     def fetch(rows: slice) -> Batch:
         return (store.read(np.arange(rows.start, rows.stop)),)
 
-    parts = []
-    with torch.no_grad():
-        batches = progress(read_ahead(fetch, slices, workers, device), description, total=len(slices))
-        for rows, (frames,) in zip(slices, batches, strict=True):
+    batches = progress(read_ahead(fetch, slices, workers, device), description, total=len(slices))
+    for rows, (frames,) in zip(slices, batches, strict=True):
+        with torch.no_grad():
             part = function(to_device(frames, device), rows)
-            finite = part.isfinite().reshape(len(part), -1).all(1)
-            if not finite.all():
-                video = store.name_of(rows.start + int(finite.int().argmin()))
-                reason = "features or weights too large for float32?"
-                raise BadInput(f"{video}: not finite: {description} ({reason})")
-            parts.append(part.to("cpu", dtype))
-            check_stop()
-    return torch.cat(parts)
+        finite = part.isfinite().reshape(len(part), -1).all(1)
+        if not finite.all():
+            video = store.name_of(rows.start + int(finite.int().argmin()))
+            reason = "features or weights too large for float32?"
+            raise BadInput(f"{video}: not finite: {description} ({reason})")
+        yield part.cpu()
+        check_stop()
+
+
+def block_size(device: torch.device, settings: Settings) -> int:
+    """Videos that are encoded at a time: a CPU's caches prefer fewer."""
+    return settings.batch_size * (1 if device.type == "cpu" else 4)

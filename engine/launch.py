@@ -17,7 +17,7 @@ from engine.demo import make_demo
 from engine.device import STOP, Interrupted
 from engine.runs import Launch, find_unfinished, jsonl
 from engine.settings import Settings, differences, fields, flatten
-from engine.systems import System, resolve, stage_names, system_of, systems
+from engine.systems import System, all_of_them, resolve, stage_names, system_of
 from formats.dataset import FILE_KEYS
 from formats.files import BadInput, clean_temporaries, expand, unknown_keys
 
@@ -41,7 +41,8 @@ def launch(train_model: Callable, form: Mapping[str, Any], arguments: list[str])
         begin = started if first.resume is None else resumed
         launched = begin({**form, **stage}, arguments, first)
         begun.append(launched)
-        make_demo(launched.settings.config)
+        if launched.settings.config is not None:
+            make_demo(launched.settings.config)
         importlib.import_module(launched.settings.stage).train_model(launched.settings, *launched.runs)
 
     def how_to_go_on() -> str:
@@ -124,7 +125,7 @@ def resumed(form: Mapping[str, Any], arguments: list[str], first: argparse.Names
         raise BadInput(f"--resume: run {record['runs'][0]} is of stage {stage}, not {first.stage}")
     system = system_of(stage)
     known = fields(system.settings)
-    everyones = {name for each in systems() for name in fields(each.settings)}
+    everyones = {name for each in all_of_them() for name in fields(each.settings)}
     if unknown := record["options"].keys() - everyones:
         raise BadInput(
             f"--resume: run {record['runs'][0]} was started with an unknown option: {min(unknown)}"
@@ -133,7 +134,7 @@ def resumed(form: Mapping[str, Any], arguments: list[str], first: argparse.Names
     options |= parse(arguments, form, system)
     settings = resolve({**form, "stage": stage}, options)
     changed = settings.changes_since(record["settings"])
-    if "dataset" in record:  # logs of older versions lack it
+    if record.get("dataset") and settings.config:  # logs of older versions lack it
         then, now = (  # files may be moved
             {key: value for key, value in facts.items() if key not in FILE_KEYS}
             for facts in (record["dataset"], settings.config.facts)
@@ -153,7 +154,7 @@ def first_look(arguments: list[str]) -> argparse.Namespace:
     Raises:
         BadInput: one of these lacks its value.
     """
-    parser = Parser(add_help=False, allow_abbrev=False)
+    parser = Parser(prog="python run.py", add_help=False, allow_abbrev=False)
     parser.add_argument("--stage")
     parser.add_argument("--result_log_dir")
     add_resume(parser)
@@ -173,6 +174,7 @@ def parse(arguments: list[str], form: Mapping[str, Any], system: System) -> dict
         BadInput: an option is unknown or lacks its value.
     """
     parser = Parser(
+        prog="python run.py",
         usage="python run.py [--resume [RUN]] [--SETTING VALUE ...]",
         description=f"The settings of {system.name}; --stage is one of {', '.join(stage_names())} "
         "(--help explains the system's of --stage).\nEvery setting on top of run.py is an option too; an "
@@ -213,14 +215,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:
         """Report what is wrong with the command line."""
-        raise BadInput(f"{message} (see python run.py --help)")
+        raise BadInput(f"{message} (see {self.prog} --help)")
 
 
 def value_of(item: Field, text: str | list[str]) -> Any:
     """The value that an option's text stands for: a number, true or false, else the text itself."""
     if isinstance(text, list):
         return [value_of(item, each) for each in text]
-    if item.type in (str, str | None):
+    if item.type in (str, str | None, tuple[str, ...]):
         return text
     try:
         return json.loads(text.lower())

@@ -68,7 +68,7 @@ class Launch:
             self.numbers, self.id = self.take_numbers(), uuid.uuid4().hex
             record = {"event": "reserved", "time": now(), "runs": self.numbers, "stages": self.stages,
                       "launch": self.id, "options": self.options, "settings": self.settings.as_dict(),
-                      "dataset": self.settings.config.facts}  # fmt: skip
+                      "dataset": self.settings.config and self.settings.config.facts}  # fmt: skip
 
             def begin(path: Path) -> None:
                 path.write_text(json.dumps(record) + "\n", encoding="utf-8")
@@ -279,7 +279,7 @@ class Run:
         self.event("start", stage=self.stage, run=self.number, settings=self.settings.as_dict(),
                    seed=self.settings.seed, **values)  # fmt: skip
         self.say(
-            f"run {self.number}: {self.stage} on {self.settings.data_set_config}, "
+            f"run {self.number}: {self.stage} on {self.settings.source}, "
             f"seed {self.settings.seed}, device {values['device']}"
         )
         if note:

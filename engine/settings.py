@@ -64,6 +64,7 @@ class Settings:
     result_log_dir: str = setting("log", "folder of the run logs")
     result_weight_dir: str = setting("weight", "folder of the checkpoints")
     batch_size: int = setting(MISSING, "videos in a batch", positive, "1 or more")
+    hashcode_size: int = setting(64, "bits of a hash code", size, "1 or more")
     weight_path: str | None = setting(
         None,
         "checkpoint to start from, or a folder: its newest finished one that fits; None: the newest of this "
@@ -85,6 +86,16 @@ class Settings:
     )
     config: DatasetConfig | None = None  # what data_set_config held when the run began
     given: tuple[str, ...] = ()  # settings that the user or the JSON stated, as against defaults
+
+    @classmethod
+    def reads_dataset(cls, stated: Mapping[str, Any]) -> bool:
+        """Whether a run with these settings needs a dataset JSON."""
+        return True
+
+    @property
+    def source(self) -> str:
+        """What a run reads, for its log."""
+        return self.data_set_config
 
     def get(self, name: str) -> Any:
         """A setting by its dotted name."""
@@ -131,7 +142,6 @@ class SystemSettings(Settings):
     )
     lr: float = setting(MISSING, "Adam's learning rate", positive, "above 0")
     hidden_size: int = setting(MISSING, "width H of the network", size, "1 or more")
-    hashcode_size: int = setting(64, "bits of a hash code", size, "1 or more")
     ks: tuple[int, ...] = setting(
         MISSING, "cuts K of mAP@K", lambda v: min(v) >= 1, "whole numbers from 1 on"
     )
@@ -173,10 +183,12 @@ def convert(name: str, item: dataclasses.Field, value: Any) -> Any:
     if isinstance(kind, types.UnionType):
         kind = str
     if typing.get_origin(kind) is tuple:
-        n = None if typing.get_args(kind)[-1] is Ellipsis else len(typing.get_args(kind))  # None: any number
+        kinds = typing.get_args(kind)
+        n = None if kinds[-1] is Ellipsis else len(kinds)  # None: any number
         valid = isinstance(value, list | tuple) and len(value) == (n or len(value)) > 0
-        valid = valid and all(type(each) is int for each in value)
-        value, kind_name = tuple(value) if valid else value, "two whole numbers" if n else "whole numbers"
+        valid = valid and all(type(each) is kinds[0] for each in value)
+        kind_name = "file names" if kinds[0] is str else "two whole numbers" if n else "whole numbers"
+        value = tuple(value) if valid else value
     elif kind is int:
         valid, kind_name = (
             number and value == int(value) if number and abs(value) < 1e18 else False,

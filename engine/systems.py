@@ -18,6 +18,8 @@ from engine.settings import BLOCK_KEYS, Settings, SystemSettings, build, convert
 from formats.dataset import SYSTEMS, DatasetConfig, load_config
 from formats.files import BadInput, read_json
 
+TOOLS = ("tools.encode",)  # stages around the systems, each with a SYSTEM of its own that has no network
+
 
 class System(NamedTuple):
     """What a system brings: its settings, its stages, its network."""
@@ -25,14 +27,20 @@ class System(NamedTuple):
     name: str  # as in Json/published.json
     settings: type[Settings]
     stages: tuple[str, ...]  # modules with a train_model
-    tested: tuple[str, ...]  # the stages among them whose checkpoints can be tested
-    network: ModuleType  # with load_published and from_state
-    fresh_network: Callable[[Settings, int], nn.Module]  # before training, from settings and feature width
+    tested: tuple[str, ...] = ()  # the stages among them whose checkpoints can be tested
+    network: ModuleType | None = None  # with load_published and from_state
+    # Before training, from settings and feature width:
+    fresh_network: Callable[[Settings, int], nn.Module] | None = None
 
 
 def systems() -> list[System]:
-    """All systems."""
+    """All systems of hashing."""
     return [importlib.import_module(module).SYSTEM for module in SYSTEMS.values()]
+
+
+def all_of_them() -> list[System]:
+    """The systems and the stages around them."""
+    return [*systems(), *(importlib.import_module(module).SYSTEM for module in TOOLS)]
 
 
 def system_of(stage: Any) -> System:
@@ -41,7 +49,7 @@ def system_of(stage: Any) -> System:
     Raises:
         BadInput: there is no such stage.
     """
-    for system in systems():
+    for system in all_of_them():
         if stage in system.stages:
             return system
     found = json.dumps(stage, default=str)
@@ -49,8 +57,8 @@ def system_of(stage: Any) -> System:
 
 
 def stage_names() -> list[str]:
-    """The stages of all systems."""
-    return [name for system in systems() for name in system.stages]
+    """All stages."""
+    return [name for system in all_of_them() for name in system.stages]
 
 
 def read_blocks(path: Path, blocks: Mapping[str, Any], problems: list[str]) -> dict[str, dict[str, Any]]:
@@ -97,22 +105,36 @@ def resolve(form: Mapping[str, Any], options: Mapping[str, Any]) -> Settings:
     stage = options.get("stage") or form.get("stage") or stage_names()[0]
     system = system_of(stage)
     known, problems = fields(system.settings), []
-    everyones = {name: item for each in systems() for name, item in fields(each.settings).items()} | known
+    everyones = {name: item for each in all_of_them() for name, item in fields(each.settings).items()} | known
     stated = converted(flatten(form, everyones, problems, "run.py: "), everyones, problems, "run.py: ")
     stated = {name: value for name, value in stated.items() if name in known} | {"stage": stage}
     stated |= converted(options, known, problems, "option ")
-    path = Path(stated.get("data_set_config", Settings.data_set_config))
+    config = None
+    if system.settings.reads_dataset(stated):
+        path = Path(stated.get("data_set_config", Settings.data_set_config))
+        config, blocks = read_dataset(path, stated.get("protocol"), problems)
+        stated = blocks.get(system.settings.block, {}) | stated
+    settings = build(system.settings, stated, config=config, given=tuple(sorted(stated)))
+    problems += settings.problems()
+    if problems:
+        raise BadInput("; ".join(problems))
+    return settings
+
+
+def read_dataset(
+    path: Path, protocol: str | None, problems: list[str]
+) -> tuple[DatasetConfig, dict[str, dict[str, Any]]]:
+    """A dataset JSON and its blocks; what is wrong with the blocks goes to problems.
+
+    Raises:
+        BadInput: what is wrong with the rest, and all the problems.
+    """
     try:
-        config = load_config(path, stated.get("protocol"))
+        config = load_config(path, protocol)
     except BadInput as error:
         with contextlib.suppress(BadInput):  # the blocks' problems too, as far as the file can be read
             content = read_json(path)
             blocks = {key: value for key, value in content.items() if isinstance(value, dict)}
             read_blocks(path, blocks, problems)
         raise BadInput("; ".join([str(error), *problems])) from None
-    stated = read_blocks(path, config.blocks, problems)[system.settings.block] | stated
-    settings = build(system.settings, stated, config=config, given=tuple(sorted(stated)))
-    problems += settings.problems()
-    if problems:
-        raise BadInput("; ".join(problems))
-    return settings
+    return config, read_blocks(path, config.blocks, problems)

@@ -6,7 +6,7 @@ codes = hash_videos(net, features)
 packed = pack(codes)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from data import FeatureStore
+from engine.checkpoint import PUBLISHED, check_ours, origin
 from engine.device import find_device
 from engine.systems import system_of, systems
 from formats.bits import pack, unpack
@@ -31,30 +32,33 @@ def load_network(path: str | Path, device: str = "auto") -> nn.Module:
         device: ``cpu``, ``cuda``, ``mps``, or ``auto``: the best there is.
 
     Returns:
-        The network in eval mode, without gradients. ``net.sizes`` has its sizes, ``net.n_frames`` the frames
-        of the videos it was trained on (None: a published checkpoint, which does not say).
+        The network in eval mode, without gradients. It says of itself: ``sizes``, ``system`` (its name),
+        ``origin`` (what it was trained on, in words) and ``n_frames`` (of the videos that it was trained on;
+        None: a published checkpoint, which does not say).
 
     Raises:
         BadInput: there is no such file or device, or the file holds no network of any system.
     """
     path = expand(str(path))
     content = read_checkpoint(path)
-    if "stage" in content:
-        try:
-            system = system_of(content["stage"])
-        except BadInput as error:
-            raise BadInput(f"{path}: {error}") from None
-        net = system.network.from_state(content.get("model"), str(path))
-    else:
-        net = published_network(content, path)
-    try:
-        net.n_frames = int(content["inputs"]["features"]["shape"][1])
-    except (KeyError, TypeError, IndexError, ValueError, OverflowError):
-        net.n_frames = None
+    net = published_network(content, str(path)) if "stage" not in content else our_network(content, path)
     return net.to(find_device(device)).eval().requires_grad_(False)
 
 
-def published_network(content: dict, path: Path) -> nn.Module:
+def our_network(content: Mapping, path: Path) -> nn.Module:
+    """The network of a checkpoint of this package."""
+    try:
+        system = system_of(content["stage"])
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from None
+    check_ours(content, path)
+    net = system.network.from_state(content.get("model"), str(path))
+    net.system, net.origin = system.name, origin(content)
+    net.n_frames = content["inputs"]["features"]["shape"][1]
+    return net
+
+
+def published_network(content: Mapping, name: str) -> nn.Module:
     """The network of a published checkpoint: the first system whose weights these are.
 
     Raises:
@@ -63,10 +67,13 @@ def published_network(content: dict, path: Path) -> nn.Module:
     reasons = []
     for system in systems():
         try:
-            return system.network.load_published(content, system.name)
+            net = system.network.load_published(content, system.name)
         except BadInput as error:
             reasons.append(str(error))
-    raise BadInput(f"{path}: no network of any system: {'; '.join(reasons)}")
+        else:
+            net.system, net.origin, net.n_frames = system.name, PUBLISHED, None
+            return net
+    raise BadInput(f"{name}: no network of any system: {'; '.join(reasons)}")
 
 
 def hash_videos(

@@ -1,0 +1,102 @@
+"""The file of codes: packed bits of many videos with what they were made by, from and for.
+
+HDF5 with ``codes`` uint8 (N, ceil(b / 8)), first bit highest; ``zeros`` uint32 (N,), how many entries of a
+video's code were 0 and became +1; ``labels`` uint8 (N, num_class) where there are any; and as attributes
+``bits``, ``system``, ``dataset`` (trained on), ``digest`` (of the network), ``settings`` and ``sources``.
+
+Axes: N videos, b bits.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from formats.files import BadInput, write_whole
+from formats.hdf5 import find_array, reading
+
+BLOCK = 1 << 16  # videos copied at a time
+
+
+@dataclass(frozen=True)
+class CodeFile:
+    """A file of codes, read."""
+
+    path: Path
+    codes: np.ndarray  # (N, ceil(b / 8)) uint8
+    zeros: np.ndarray  # (N,) uint32
+    labels: np.ndarray | None  # (N, num_class) uint8
+    bits: int
+    digest: str  # of the network
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+
+def record(bits: int) -> np.dtype:
+    """A video in the file under way: its code and how many of its entries were 0."""
+    return np.dtype([("code", "u1", (-(-bits // 8),)), ("zeros", "<u4")])
+
+
+def write_code_file(path: Path, part: Path, bits: int, labels: np.ndarray | None, attributes: dict) -> None:
+    """Make the file of codes out of the records of ``part``, whole or not at all.
+
+    Raises:
+        BadInput: it cannot be written.
+    """
+    records = np.memmap(part, record(bits), "r")
+
+    def write(temporary: Path) -> None:
+        with h5py.File(temporary, "w") as file:
+            codes = file.create_dataset("codes", (len(records), records["code"].shape[1]), "u1")
+            zeros = file.create_dataset("zeros", (len(records),), "<u4")
+            for rows in blocks(len(records)):
+                codes[rows], zeros[rows] = records["code"][rows], records["zeros"][rows]
+            if labels is not None:
+                file["labels"] = labels
+            file.attrs.update({"bits": bits, **attributes})
+
+    write_whole(path, write)
+
+
+def blocks(n_videos: int) -> Iterator[slice]:
+    """All videos, some at a time."""
+    for start in range(0, n_videos, BLOCK):
+        yield slice(start, min(start + BLOCK, n_videos))
+
+
+def read_attributes(path: Path) -> dict[str, object]:
+    """What a file of codes says of itself.
+
+    Raises:
+        BadInput: it is damaged.
+    """
+    with reading(path), h5py.File(path, "r") as file:
+        return dict(file.attrs)
+
+
+def read_code_file(path: Path) -> CodeFile:
+    """Read a file of codes into memory: a million codes of 64 bits are 8 MB.
+
+    Raises:
+        BadInput: it is missing, damaged, or no file of codes.
+    """
+    if not path.exists():
+        raise BadInput(f"{path}: no such file of codes; stage tools.encode makes one")
+    said = read_attributes(path)
+    bits, digest = said.get("bits"), said.get("digest")
+    if not isinstance(bits, np.integer) or not 0 < bits <= 2**16 or not isinstance(digest, str):
+        raise BadInput(f"{path}: no file of codes: expected the attributes 'bits' and 'digest'")
+    n_bytes = -(-int(bits) // 8)
+    with reading(path), h5py.File(path, "r") as file:
+        arrays = {key: find_array(file, key, path) for key in ("codes", "zeros", "labels") if key in file}
+        shapes = {key: array.shape for key, array in arrays.items()}
+        n_videos = shapes.get("zeros", (0,))[0]
+        right = all(array.dtype.kind == "u" and len(array) == n_videos > 0 for array in arrays.values())
+        if not right or shapes.get("codes") != (n_videos, n_bytes):
+            expected = f"'codes' (N, {n_bytes}) of {bits} bits, 'zeros' (N,) and perhaps 'labels' (N, ...)"
+            raise BadInput(f"{path}: expected {expected}, found {shapes}")
+        read = {key: array[()] for key, array in arrays.items()}
+    return CodeFile(path, read["codes"], read["zeros"], read.get("labels"), int(bits), digest)

@@ -1,0 +1,179 @@
+"""The stage that writes codes into a file: what it holds, where it goes on, what it refuses."""
+
+import os
+
+import h5py
+import numpy as np
+import pytest
+from synthetic import GOLDEN, N_DATABASE, N_FRAMES, N_QUERY, WIDTH, json_lines, write_features
+
+import engine.feed
+import tools.encode
+from formats.bits import pack, unpack
+from formats.codefile import read_code_file
+from formats.files import BadInput
+from metrics import evaluate
+from tools.codes import hash_videos, load_network
+
+
+@pytest.fixture
+def encode(start):
+    """Train a little, then encode."""
+    assert start("--stage", "pretrain")[0] == 0
+    return lambda *options: start("--stage", "tools.encode", *options)
+
+
+def test_database_and_queries_of_the_dataset(encode, dataset):
+    status, out, err = encode()
+    assert (status, err) == (0, "")
+    assert "run 2: tools.encode on" in out
+    net = load_network("weight/1_16.pth", "cpu")
+    for name, count in (("test", N_DATABASE), ("query", N_QUERY)):
+        found = read_code_file(dataset.folder.parent / f"work/code/2_16_{name}.h5")
+        codes = hash_videos(net, dataset.features[name])
+        assert np.array_equal(found.codes, pack(codes))
+        assert np.array_equal(found.zeros, (codes == 0).sum(1))
+        assert np.array_equal(found.labels, dataset.labels[name])
+        assert (found.bits, len(found)) == (16, count)
+        zeros = f"; {(codes == 0).sum()} entries were 0 (frames in a tie) and count as +1"
+        assert f"code/2_16_{name}.h5: {count} videos{zeros}" in out
+    with h5py.File("code/2_16_test.h5") as file:
+        said = dict(file.attrs)
+    assert (said["system"], said["dataset"], said["bits"]) == ("WSCH", "pretrain on synthetic, seed 3346", 16)
+    assert str(dataset.folder / "test.h5") in said["sources"]
+
+
+def test_any_features_without_labels_or_a_dataset(encode, dataset, tmp_path):
+    write_features(tmp_path / "a.h5", dataset.features["train"][:7].astype(np.float16))
+    write_features(tmp_path / "b.h5", dataset.features["train"][7:].astype(np.float16))
+    options = ("--features", tmp_path / "a.h5", tmp_path / "b.h5", "--weight_path", "weight/1_16.pth")
+    dataset.path.unlink()
+    assert encode(*options)[0] == 0
+    found = read_code_file(tmp_path / "work/code/2_16.h5")
+    expected = hash_videos(
+        load_network("weight/1_16.pth", "cpu"), dataset.features["train"].astype(np.float16)
+    )
+    assert np.array_equal(found.codes, pack(expected))
+    assert found.labels is None
+
+
+def test_a_published_network(start, dataset, tmp_path):
+    write_features(tmp_path / "x.h5", np.random.default_rng(0).standard_normal((9, 4, 40)).astype(np.float32))
+    options = ("--features", tmp_path / "x.h5", "--weight_path", GOLDEN / "bth_tiny.pth")
+    assert start("--stage", "tools.encode", *options)[0] == 0
+    assert len(read_code_file(tmp_path / "work/code/1_16.h5")) == 9
+
+
+def test_map_of_the_files_is_that_of_the_test_where_no_entry_is_0(start, dataset):
+    for name in ("train", "test", "query"):  # an odd number of frames: no ties
+        write_features(dataset.folder / f"{name}.h5", dataset.features[name][:, :5])
+    dataset.change(max_frames=5)
+    start("--stage", "pretrain")
+    start("--stage", "test")
+    start("--stage", "tools.encode")
+    database, query = (
+        read_code_file(dataset.folder.parent / f"work/code/3_16_{name}.h5") for name in ("test", "query")
+    )
+    assert not database.zeros.any()
+    codes = (unpack(each.codes, 16) for each in (query, database))
+    found = evaluate(*codes, query.labels, database.labels, [5, 20, 40, 60, 80, 100])
+    assert {str(k): value for k, value in found.map.items()} == json_lines("log/2.jsonl")[-2]["mAP"]
+
+
+@pytest.mark.parametrize("survived", range(6))
+def test_goes_on_in_the_middle_with_the_same_bytes(encode, monkeypatch, survived):
+    """Killed behind some batch, with half a record left over."""
+    encode("--batch_size", 30)
+    calm = {name: open(f"code/2_16_{name}.h5", "rb").read() for name in ("test", "query")}
+    blocks, left = engine.feed.encode_blocks, [survived]
+
+    def dying(*arguments):
+        for codes in blocks(*arguments):
+            yield codes
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tools.encode, "encode_blocks", dying)
+        status, _, _ = encode("--batch_size", 30)
+        assert status == (130 if survived < 5 else 0)
+    for part in os.listdir("code"):
+        if part.endswith(".part"):
+            with open(f"code/{part}", "ab") as file:
+                file.write(b"half")
+    if status == 130:
+        assert encode("--resume")[0] == 0
+    found = {name: open(f"code/3_16_{name}.h5", "rb").read() for name in ("test", "query")}
+    assert found == calm
+    assert not [name for name in os.listdir("code") if name.endswith(".part")]
+
+
+def test_only_what_is_left_is_encoded_again(encode, monkeypatch):
+    seen = []
+    hashed = engine.feed.encode_blocks
+
+    def stop(store, function, device, settings, description, first):
+        seen.append(first)
+        for number, codes in enumerate(hashed(store, function, device, settings, description, first)):
+            yield codes
+            if number == 1 and len(seen) == 1:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(tools.encode, "encode_blocks", stop)
+    assert encode("--batch_size", 30)[0] == 130
+    assert encode("--resume")[0] == 0
+    assert seen == [0, 60, 0]
+
+
+class TestRefusals:
+    def test_features_need_a_network(self, encode, dataset):
+        err = encode("--features", dataset.folder / "train.h5")[2]
+        assert "'weight_path' must name a checkpoint: 'features' are of no dataset to find one for" in err
+
+    @pytest.mark.parametrize(
+        ("shape", "message"),
+        [((5, N_FRAMES, WIDTH - 1), "has shape (5, 6, 23), expected (N, 6, 24)"),
+         ((5, N_FRAMES - 1, WIDTH), "has shape (5, 5, 24), expected (N, 6, 24)")],
+    )  # fmt: skip
+    def test_features_of_another_shape(self, encode, tmp_path, shape, message):
+        write_features(tmp_path / "x.h5", np.zeros(shape, np.float32))
+        status, _, err = encode("--features", tmp_path / "x.h5", "--weight_path", "weight/1_16.pth")
+        assert status == 2
+        assert message in err
+
+    def test_codes_that_are_not_finite(self, encode, dataset):
+        features = dataset.features["test"].copy()
+        features[50] *= 1e37
+        write_features(dataset.folder / "test.h5", features)
+        assert "test.h5: video 50: not finite: codes" in encode()[2]
+        assert not [name for name in os.listdir("code") if name.endswith(".h5")]
+
+    def test_a_full_disk(self, encode, monkeypatch):
+        def full(path, write):
+            raise BadInput(f"{path}: cannot be written: No space left on device")
+
+        monkeypatch.setattr("formats.codefile.write_whole", full)
+        status, _, err = encode()
+        assert (status, err.count("\n")) == (2, 1)
+        monkeypatch.undo()
+
+    def test_a_file_of_other_codes_in_its_place(self, encode, dataset):
+        encode()
+        os.rename("code/2_16_test.h5", "code/3_16_query.h5")
+        assert "code/3_16_query.h5: holds codes of another network or other videos" in encode()[2]
+
+    def test_no_file_of_codes(self, encode, dataset, tmp_path):
+        encode()
+        with pytest.raises(BadInput, match="no such file of codes; stage tools.encode makes one"):
+            read_code_file(tmp_path / "none.h5")
+        with pytest.raises(BadInput, match="test.h5: no file of codes: expected the attributes"):
+            read_code_file(dataset.folder / "test.h5")
+        path = tmp_path / "work/code/2_16_test.h5"
+        with h5py.File(path, "r+") as file:
+            file.attrs["bits"] = 20
+        with pytest.raises(BadInput, match=r"expected 'codes' \(N, 3\) of 20 bits"):
+            read_code_file(path)
+        os.truncate(path, 900)
+        with pytest.raises(BadInput, match="2_16_test.h5: not a readable HDF5 file"):
+            read_code_file(path)

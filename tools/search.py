@@ -1,0 +1,123 @@
+"""``python -m tools.search DATABASE.h5 QUERIES.h5``: the nearest videos of every query, as CSV.
+
+Both files are of the stage ``tools.encode``. What searches them stands in ``tools/indexes.py``.
+"""
+
+import argparse
+import csv
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from engine.launch import Parser, exit_status
+from formats.codefile import CodeFile, read_code_file
+from formats.files import BadInput, expand, progress, write_whole
+from tools.indexes import INDEXES, Search
+
+BLOCK = 1024  # queries at a time
+
+
+def main(arguments: list[str]) -> int:
+    """Search as the command line says; the exit status."""
+    parser = Parser(prog="python -m tools.search", description="The nearest videos of every query, as CSV.")
+    parser.add_argument("database", type=expand, metavar="DATABASE.h5", help="codes to search among")
+    parser.add_argument("queries", type=expand, metavar="QUERIES.h5", help="codes to search for")
+    parser.add_argument("--k", type=int, default=10, help="neighbours of each query (default: 10)")
+    parser.add_argument("--out", type=expand, help="CSV file (default: the terminal)")
+    parser.add_argument("--index", choices=INDEXES, default="exact",
+                        help="what searches (default: exact); hnsw and ivf are approximate, for large sets, "
+                        "and kept beside the database; lance is exact, in a table at --uri")  # fmt: skip
+    parser.add_argument("--uri", help="with --index lance: folder or object store (s3://...) of the table")
+    parser.add_argument("--video-names", type=expand, metavar="FILE",
+                        help="text file with the names of the database's videos, one a line")  # fmt: skip
+    parser.add_argument("--force", action="store_true", help="search also among codes of another network")
+    return exit_status(lambda: search(parser.parse_args(arguments)))
+
+
+def search(options: argparse.Namespace) -> None:
+    """Read both files, search, and write the neighbours, whole or not at all.
+
+    Raises:
+        BadInput: a file or an option cannot be used, or a package is missing.
+    """
+    database, queries = read_code_file(options.database), read_code_file(options.queries)
+    check_pair(database, queries, options.force)
+    if not 1 <= options.k <= len(database):
+        raise BadInput(f"--k: expected 1 to {len(database)}, the size of {database.path}, found {options.k}")
+    if (options.index == "lance") != bool(options.uri):
+        raise BadInput("--uri: expected with --index lance, and only there")
+    names = read_names(options.video_names, database) if options.video_names else None
+    where = (options.uri, names) if options.index == "lance" else ()
+    rows = neighbours(database, queries, INDEXES[options.index](database, options.k, *where), names)
+    if options.out is None:
+        csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
+        return
+
+    def write(path: Path) -> None:
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)
+
+    write_whole(options.out, write)
+    zeros = int(database.zeros.sum(dtype=np.int64) + queries.zeros.sum(dtype=np.int64))
+    ties = f"; {zeros} code entries were 0 (frames in a tie) and count as +1" if zeros else ""
+    said = f"{options.k} neighbours of {len(queries)} queries among {len(database)} videos"
+    print(f"{options.out}: {said}{ties}")
+
+
+def check_pair(database: CodeFile, queries: CodeFile, force: bool) -> None:
+    """See that two files of codes can be compared.
+
+    Raises:
+        BadInput: they have other lengths, or are of other networks and the user does not insist.
+    """
+    if database.bits != queries.bits:
+        found = f"those of {database.path} have {database.bits}"
+        raise BadInput(f"{queries.path}: codes of {queries.bits} bits, {found}")
+    if database.digest != queries.digest and not force:
+        other = f"{queries.path}: codes of another network than those of {database.path}"
+        raise BadInput(f"{other}; --force searches all the same")
+
+
+def read_names(path: Path, database: CodeFile) -> list[str]:
+    """The names of the database's videos.
+
+    Raises:
+        BadInput: the file cannot be read, or has another number of lines.
+    """
+    try:
+        names = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
+    if len(names) != len(database):
+        raise BadInput(f"{path}: expected {len(database)} names, one a line, found {len(names)}")
+    return names
+
+
+def neighbours(
+    database: CodeFile, queries: CodeFile, search: Search, names: list[str] | None
+) -> Iterator[list]:
+    """The lines of the CSV: a header, then k neighbours of every query."""
+    labelled = database.labels is not None and queries.labels is not None
+    yield ["query", "rank", "video", "distance", *(["name"] if names else []),
+           *(["query_labels", "video_labels"] if labelled else [])]  # fmt: skip
+    for start in progress(range(0, len(queries), BLOCK), "searching"):
+        videos, distances = search(queries.codes[start : start + BLOCK])
+        for row, (found, away) in enumerate(zip(videos.tolist(), distances.tolist(), strict=True), start):
+            for rank, (video, distance) in enumerate(zip(found, away, strict=True), 1):
+                line = [row, rank, video, int(distance)]
+                if names:
+                    line.append(names[video])
+                if labelled:
+                    line += [classes(queries.labels[row]), classes(database.labels[video])]
+                yield line
+
+
+def classes(label: np.ndarray) -> str:
+    """The class numbers of a video, from 0, joined by semicolons."""
+    return ";".join(map(str, np.flatnonzero(label)))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
