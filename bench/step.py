@@ -21,6 +21,7 @@ import model
 from bench import direct
 from bench.machine import describe, interleaved, measured
 from data import draw_views, generator, n_hidden_frames
+from formats import processor
 from pretrain import Cfg
 
 PUBLISHED = (4096, 1024, 1024, 64, 800)  # D, H, H', bits, n_clusters
@@ -118,8 +119,8 @@ def compare(name: str, batch: int, rounds: int) -> None:
     ours, other = ours_and_direct(name, n_videos=batch)
     check(ours, other)
 
-    def with_precision(bfloat16: bool, large: float = model.LARGE_PRODUCT) -> None:
-        ours.net.bfloat16, model.LARGE_PRODUCT = bfloat16, large
+    def with_precision(bfloat16: bool, large: float = processor.LARGE_PRODUCT) -> None:
+        ours.net.bfloat16, processor.LARGE_PRODUCT = bfloat16, large
         ours.step()
 
     seconds = interleaved(
@@ -159,7 +160,7 @@ def ceiling(rounds: int) -> None:
     seconds = interleaved(
         {
             "torch's own, float32": lambda: F.linear(x, weight),
-            "here, float32": lambda: model.product(x, weight),
+            "here, float32": lambda: processor.product(x, weight),
             "bfloat16": lambda: F.linear(*half),
         },
         4 * rounds,
