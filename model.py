@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from formats.processor import Linear, product
 from formats.weights import WRAPPERS, build_network, read_published
 from metrics import binarize, sign
 
@@ -23,7 +24,6 @@ N_HEADS = 4  # attention heads, encoder and decoder
 STATE_SIZE = 64  # rows of the SSD's state
 HEAD_WIDTH = 128  # channels of one SSD head
 KERNEL_SIZE = 4  # taps of the causal convolution
-LARGE_PRODUCT = 2**26  # multiplications from which a product is worth handing to oneDNN
 
 
 class Output(NamedTuple):
@@ -36,29 +36,6 @@ class Output(NamedTuple):
 def full(x: Tensor) -> Tensor:
     """``x`` in float32 at least: norms, softmax, the state space, decisions never run in half precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x @ weight.T + bias``; a large one in float32 on a CPU goes to oneDNN: (..., I), (O, I) -> (..., O).
-
-    PyTorch hands float32 products to MKL, which uses half the speed of a processor not made by Intel. An
-    operand in oneDNN's layout is the public way to ask for oneDNN; it costs a copy each way, hence "large".
-    ``torch.backends.mkldnn.flags(enabled=False)`` turns it off.
-    """
-    on_cpu = x.device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
-    float32 = x.dtype == weight.dtype == torch.float32
-    large = x.numel() * len(weight) >= LARGE_PRODUCT
-    if on_cpu and float32 and large and not torch.is_autocast_enabled("cpu"):
-        return F.linear(x.to_mkldnn(), weight, bias).to_dense()
-    return F.linear(x, weight, bias)
-
-
-class Linear(nn.Linear):
-    """A linear layer whose product is ``product``."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``x`` (..., I) to (..., O)."""
-        return product(x, self.weight, self.bias)
 
 
 class RMSNorm(nn.Module):

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from formats.processor import BFLOAT16, vendor
+
 
 def describe() -> str:
-    """One paragraph: processor, cores and threads, memory, versions."""
+    """One paragraph: processor and what it can do, cores and threads, memory, versions."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -23,6 +25,8 @@ def describe() -> str:
             line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line
         ]
         cpu = names[0] if names else cpu
+    can = [name for name in ("avx2", "avx512_f", *BFLOAT16) if torch.cpu.get_capabilities().get(name)]
+    cpu += f" ({', '.join([vendor(), *can])})"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     gpu = f" {torch.cuda.get_device_name()}," if torch.cuda.is_available() else ""
     threads = f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads"

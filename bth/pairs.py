@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bth.similarity import BLOCK, Similarity
 from engine.device import check_stop
+from engine.feed import to_device
 from formats.files import progress
 
 SIMILAR, DISSIMILAR = 1, 2  # the tags that are drawn; 0, not stored, stands in for a missing 2
@@ -120,36 +121,24 @@ def draw_disturbance(shape: tuple[int, ...], n_videos: int, rng: np.random.Gener
     return Disturbance(zero, replace, video, rng.integers(shape[-1], size=shape, dtype=np.int32))
 
 
-def disturb(frames: Tensor, plan: Disturbance, replacement: Tensor) -> Tensor:
-    """A disturbed copy of clean frames.
-
-    Args:
-        frames: clean frames, left as they are, (..., L, D).
-        plan: what happens to each, (..., L).
-        replacement: the frames to put in, in the order of ``plan.replace``'s True entries, (R, D).
-    """
-    disturbed = frames.masked_fill(torch.from_numpy(plan.zero).to(frames.device).unsqueeze(-1), 0)
-    disturbed[torch.from_numpy(plan.replace)] = replacement.to(frames)
-    return disturbed
-
-
 def read_disturbed(
     read: Callable[[np.ndarray], Tensor], videos: np.ndarray, plan: Disturbance
-) -> tuple[Tensor, Tensor]:
-    """Clean and disturbed frames of a batch by a single read: the sorted union of the rows they need.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Clean frames of a batch and what stands in for some, by a single read, for ``BTH.masked``.
 
     Args:
-        read: frames (rows, L, D) of distinct rows, given in ascending order.
+        read: frames (rows, L, D) of rows in any order and with repeats.
         videos: (2, B) for both videos of B pairs, (B,) for single videos.
         plan: for these videos, (2, B, L) or (B, L).
 
     Returns:
-        Clean frames and disturbed frames, both (2, B, L, D) or (B, L, D).
+        Clean frames (2B, L, D) or (B, L, D), first the first videos of all pairs; the places of the Z frames
+        that become zeros, then of the R replaced ones, among all frames, (Z + R,); the replacements (R, D).
     """
-    wanted = np.concatenate((videos.ravel(), plan.video[plan.replace]))
-    union, place = np.unique(wanted, return_inverse=True)
-    stored = read(union)  # (rows, L, D)
-    place, frame = torch.from_numpy(place), torch.from_numpy(plan.frame[plan.replace])
+    stored = read(np.concatenate((videos.ravel(), plan.video[plan.replace])))  # (rows, L, D)
+    n_frames = stored.shape[1]
+    others = np.arange(videos.size, len(stored)) * n_frames + plan.frame[plan.replace]
+    others = to_device(torch.from_numpy(others), stored.device)
+    places = np.concatenate([np.flatnonzero(plan.zero), np.flatnonzero(plan.replace)])
     # Differs: the published loader disturbs its training array in place, so its targets are disturbed too.
-    clean = stored[place[: videos.size]].unflatten(0, videos.shape)
-    return clean, disturb(clean, plan, stored[place[videos.size :], frame])
+    return stored[: videos.size], torch.from_numpy(places), stored.flatten(0, 1)[others]

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bth.model import mask_loss
 from bth.pairs import draw_disturbance, read_disturbed
 from bth.prepare import write_latents
 from bth.settings import BTHSettings, fresh_network, learning_rate
@@ -42,8 +41,8 @@ def train_model(settings: BTHSettings, run: Run) -> Path:
 
         return fetch
 
-    def loss(clean: Tensor, disturbed: Tensor) -> dict[str, Tensor]:
-        return {"mask": mask_loss(net(disturbed).reconstruction, clean)}
+    def loss(frames: Tensor, places: Tensor, replacement: Tensor) -> dict[str, Tensor]:
+        return {"mask": net.masked(frames, places, replacement).loss}
 
     run.start(store.place, **environment(device), videos=len(store))
     optimizer = torch.optim.Adam(net.parameters(), settings.lr, fused=True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bth import model
-from bth.model import cluster_loss, mask_loss, neighborhood_loss
+from bth.model import cluster_loss, neighborhood_loss
 from bth.pairs import draw_disturbance, draw_pairs, read_disturbed
 from bth.prepared import Prepared
 from bth.settings import BTHSettings, fresh_network, learning_rate
@@ -61,18 +61,20 @@ def train_model(settings: BTHSettings, run: Run, mask_only: Path | None = None) 
 
         def fetch(places: slice) -> Batch:
             videos = pairs[:, places]  # (2, B)
-            clean, disturbed = read_disturbed(store.read, videos, plan.batch(places))
+            disturbed = read_disturbed(store.read, videos, plan.batch(places))
             targets = torch.from_numpy(target[places])
-            return clean, disturbed, targets, anchors[pseudo_label[videos]]  # (2, B, H)
+            return *disturbed, targets, anchors[pseudo_label[videos]]  # (2, B, H)
 
         return fetch
 
-    def loss(clean: Tensor, disturbed: Tensor, target: Tensor, nearest: Tensor) -> dict[str, Tensor]:
-        out = net(disturbed.flatten(0, 1))  # both videos of all pairs in one batch
+    def loss(
+        frames: Tensor, places: Tensor, replacement: Tensor, target: Tensor, nearest: Tensor
+    ) -> dict[str, Tensor]:
+        out = net.masked(frames, places, replacement)  # both videos of all pairs in one batch
         codes, hidden = out.codes.chunk(2), out.hidden.chunk(2)
         pull = sum(cluster_loss(one, anchor) for one, anchor in zip(hidden, nearest, strict=True))
         return {
-            "mask": bth.mask_weight * mask_loss(out.reconstruction, clean.flatten(0, 1)),
+            "mask": bth.mask_weight * out.loss,
             "neighborhood": bth.neighborhood_weight * neighborhood_loss(*codes, target),
             "cluster": bth.cluster_weight * pull,
         }

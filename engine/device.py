@@ -10,15 +10,18 @@ import torch
 
 from engine.settings import Settings
 from formats.files import BadInput
+from formats.processor import has_bfloat16
 
 
 def open_device(settings: Settings) -> torch.device:
     """The device of a run, set up as it asks for.
 
     Raises:
-        BadInput: the device that was asked for is not there.
+        BadInput: the device that was asked for is not there, or cannot compute in the precision asked for.
     """
     device = find_device(settings.device)
+    if device.type == "cpu" and settings.precision == "bfloat16" and not has_bfloat16():
+        raise BadInput("'precision' is bfloat16, but this processor has no instructions for it; set float32")
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = settings.tf32
     return device

@@ -1,7 +1,7 @@
 """Feeding a network: the training set, batches read ahead of the computing, codes of a whole split.
 
-A batch is a tuple of tensors. What is floating-point (frames) goes to the device; masks and indices stay
-where they are, because their values decide shapes.
+A batch is a tuple of tensors. They go to the device, frames as float32; masks (boolean) stay where they are,
+because their values decide shapes.
 """
 
 from collections import deque
@@ -70,11 +70,17 @@ def read_ahead(
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Frames on the device, as float32; masks and indices as they are."""
-    if not tensor.is_floating_point():
+    """A part of a batch on the device; frames as float32, masks where they are.
+
+    Only a copy from pinned memory to CUDA may be under way when this returns: any other could read what has
+    been freed since.
+    """
+    if tensor.dtype == torch.bool:
         return tensor
-    # Not on MPS: a copy from pageable memory may read what was freed already.
-    return tensor.to(device, non_blocking=device.type == "cuda" and tensor.is_pinned()).float()
+    if device.type == "cuda" and not tensor.is_cuda:
+        tensor = tensor.pin_memory()  # of a batch read ahead, it is
+    tensor = tensor.to(device, non_blocking=device.type == "cuda")
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def encode(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from synthetic import GOLDEN
 
+from bench.step import bth_ours_and_direct
 from bth.model import (
     BTH,
     DROPOUT,
@@ -16,12 +17,14 @@ from bth.model import (
     FeedForward,
     Norm,
     cluster_loss,
+    drop,
     from_state,
     load_published,
     mask_loss,
     neighborhood_loss,
     position_encoding,
 )
+from formats import processor
 from formats.files import BadInput
 
 
@@ -242,12 +245,105 @@ class TestNetwork:
             BTH(*sizes)
 
 
+def disturbed_batch(n_videos=6, n_frames=5, width=40):
+    """Clean frames, places and replacements, and the disturbed copy that they stand for."""
+    torch.manual_seed(0)
+    frames = torch.randn(n_videos, n_frames, width) + 2
+    places = torch.randperm(n_videos * n_frames)[:9]
+    replacement = torch.randn(4, width)
+    disturbed = frames.flatten(0, 1).clone()
+    disturbed[places[:5]], disturbed[places[5:]] = 0, replacement
+    return frames, places, replacement, disturbed.view_as(frames)
+
+
+class TestMasked:
+    """The step without disturbed or restored frames, against the network and the loss as written."""
+
+    @pytest.mark.parametrize("onednn", [False, True])
+    @pytest.mark.parametrize("changed", [True, False])
+    def test_equals_forward_and_mask_loss(self, net, monkeypatch, changed, onednn):
+        monkeypatch.setattr(processor, "LARGE_PRODUCT", 1)
+        monkeypatch.setattr(processor, "prefers_onednn", lambda: onednn)
+        frames, places, replacement, disturbed = disturbed_batch()
+        if not changed:
+            places, replacement, disturbed = places[:0], replacement[:0], frames
+        clean = frames.clone()
+        found = net.masked(frames, places, replacement)
+        ours = torch.autograd.grad(found.loss + found.hidden.square().mean(), list(net.parameters()))
+        out = net(disturbed)
+        loss = mask_loss(out.reconstruction, frames)
+        expected = torch.autograd.grad(loss + out.hidden.square().mean(), list(net.parameters()))
+        assert torch.equal(found.codes, out.codes)
+        close(found.hidden, out.hidden, 1e-5)
+        close(found.loss, loss, 1e-5)
+        for (name, _), one, other in zip(net.named_parameters(), ours, expected, strict=True):
+            close(one, other, 1e-4, floor=1e-7 if name == "attention.key.bias" else 0.0)
+        assert torch.equal(frames, clean)
+
+    def test_restored_frames_far_from_zero_keep_their_digits(self):
+        """The loss is a small difference of large sums, here a ten-thousandth of them."""
+        torch.manual_seed(0)
+        net = BTH(4096, 16, 64).eval()
+        frames = 10 + 0.1 * torch.randn(64, 25, 4096)
+        torch.nn.init.constant_(net.restore.bias, 10)
+        torch.nn.init.normal_(net.restore.weight, std=0.001)
+        nothing = torch.empty(0, dtype=torch.long), torch.empty(0, 4096)
+        with torch.no_grad():
+            reconstruction = net(frames).reconstruction.double()
+            close(net.masked(frames, *nothing).loss, mask_loss(reconstruction, frames.double()), 1e-4)
+
+    def test_bfloat16(self, net):
+        frames, places, replacement, _ = disturbed_batch()
+        expected = net.masked(frames, places, replacement)
+        net.bfloat16 = True
+        found = net.masked(frames, places, replacement)
+        assert all(part.dtype == torch.float32 for part in found)
+        close(found.hidden, expected.hidden, 0.05)
+        close(found.loss, expected.loss, 0.05)
+        found.loss.backward()
+        assert all(weight.grad.dtype == torch.float32 for weight in net.parameters())
+
+    def test_drops_in_training_alone(self, net):
+        batch = disturbed_batch()[:3]
+        assert torch.equal(net.masked(*batch).hidden, net.masked(*batch).hidden)
+        assert not torch.equal(net.train().masked(*batch).hidden, net.masked(*batch).hidden)
+
+
+@pytest.mark.parametrize("name", ["bth-mask", "bth-pairs"])
+def test_losses_and_gradients_of_the_direct_formulation(name):
+    """Of the bench's."""
+    ours, direct = bth_ours_and_direct(name, (40, 32, 16), n_videos=6, n_frames=5)
+    for each in (ours, direct):
+        each.net.eval()
+        each.value = each.loss()
+        each.value.backward()
+    close(ours.value, direct.value.detach(), 1e-5)
+    close(ours.loss_of_restored_frames(), direct.value.detach(), 1e-5)
+    for (key, parameter), other in zip(
+        sorted(ours.net.named_parameters()), sorted(direct.net.named_parameters()), strict=True
+    ):
+        close(parameter.grad, other[1].grad, 1e-4, floor=1e-7 if key == "attention.key.bias" else 0.0)
+
+
 class TestDropout:
     """Every place of the spec, seen through what it does to known values."""
 
     def test_off_in_eval(self, net, golden):
         assert torch.equal(net(golden["masked1"]).hidden, net(golden["masked1"]).hidden)
         assert not torch.equal(net.train()(golden["masked1"]).hidden, net.eval()(golden["masked1"]).hidden)
+
+    def test_entries_are_independent_and_seeded(self):
+        torch.manual_seed(0)
+        ones = torch.ones(401, 1001)  # a number that is no multiple of four
+        dropped = drop(ones, DROPOUT)
+        zero = dropped == 0
+        within(zero.sum(), ones.numel(), 0.1)
+        close(dropped[~zero], torch.full_like(dropped[~zero], 1 / 0.9), 1e-6)
+        for lag in (1, 2, 3, 4):  # of the entries that share a draw, or not
+            within((zero.flatten()[lag:] & zero.flatten()[:-lag]).sum(), ones.numel() - lag, 0.01)
+        assert not torch.equal(dropped, drop(ones, DROPOUT))
+        torch.manual_seed(0)
+        assert torch.equal(dropped, drop(ones, DROPOUT))
 
     def test_of_the_attention_weights(self):
         torch.manual_seed(0)

@@ -17,8 +17,7 @@ from synthetic import (
     write_features,
 )
 
-from bth import pretrain
-from bth.model import BTH
+from bth.model import BTH, drop
 from bth.pairs import draw_disturbance, draw_pairs
 from bth.settings import BTHSettings, Own, fresh_network, learning_rate
 from bth.similarity import Similarity
@@ -201,42 +200,37 @@ class TestTraining:
         for found, expected in zip(logged, losses, strict=True):
             assert found == pytest.approx(expected, rel=1e-4)
 
-    def test_targets_are_clean_and_inputs_disturbed(self, start, dataset, monkeypatch):
+    def test_frames_are_clean_and_disturbed_at_their_places(self, start, dataset, monkeypatch):
         seen = []
-        mask_loss = pretrain.mask_loss
-        forward = BTH.forward
+        masked = BTH.masked
 
-        def spy_forward(net, frames):
-            seen.append(("input", frames.clone()))
-            return forward(net, frames)
+        def spy(net, *batch):
+            seen.append(batch)
+            return masked(net, *batch)
 
-        def spy_loss(reconstruction, clean):
-            seen.append(("target", clean.clone()))
-            return mask_loss(reconstruction, clean)
-
-        monkeypatch.setattr(BTH, "forward", spy_forward)
-        monkeypatch.setattr(pretrain, "mask_loss", spy_loss)
+        monkeypatch.setattr(BTH, "masked", spy)
         assert start("--stage", "bth.pretrain", "--max_iter", 20, 0)[0] == 0
-        inputs, targets = (torch.cat([x for kind, x in seen if kind == name]) for name in ("input", "target"))
         stored = torch.from_numpy(dataset.features["train"])
-        assert all((stored == video).all((1, 2)).any() for video in targets)
-        changed = (inputs != targets).any(-1)  # 15% disturbed, of which 10% stay
+        frames, places, replacement = zip(*seen, strict=True)
+        assert all((stored == video).all((1, 2)).any() for video in torch.cat(frames))
+        assert all((stored == frame).all(2).any() for frame in torch.cat(replacement))
+        changed = sum(map(len, places))  # 15% disturbed, of which 10% stay
         expected, n = 0.15 * 0.9, 20 * N_TRAIN * N_FRAMES
-        assert abs(changed.float().mean() - expected) < 4 * (expected * (1 - expected) / n) ** 0.5
+        assert abs(changed / n - expected) < 4 * (expected * (1 - expected) / n) ** 0.5
 
     def test_dropout_is_on_in_training_and_a_function_of_the_place(self, start, tmp_path, monkeypatch):
         rates = []
-        dropout = torch.nn.functional.dropout
 
-        def spy(x, p):
-            rates.append(p)
-            return dropout(x, p)
+        def spy(x, dropout):
+            rates.append(dropout)
+            return drop(x, dropout)
 
-        monkeypatch.setattr(torch.nn.functional, "dropout", spy)
-        start("--stage", "bth.pretrain")
+        monkeypatch.setattr("bth.model.drop", spy)
+        start("--stage", "bth.pretrain", "--max_iter", 2, 0)
+        assert rates[-5:] == [0] * 5  # the latents
+        assert set(rates) == {0, 0.1}
         torch.manual_seed(99)
         start("--stage", "bth.pretrain")
-        assert set(rates) == {0.1}
         one, other = (
             torch.load(tmp_path / f"work/weight/{n}_16.pth", weights_only=True)["model"] for n in (1, 2)
         )
@@ -272,10 +266,13 @@ class TestTraining:
 
     @pytest.mark.parametrize("stage", ["pretrain", "train", "train from weights", "test"])
     def test_precision_reaches_the_network(self, start, tmp_path, monkeypatch, stage):
+        monkeypatch.setattr("engine.device.has_bfloat16", lambda: True)
         run_pipeline(start)
         seen = set()
-        encode = BTH._encode
-        monkeypatch.setattr(BTH, "_encode", lambda net, *rest: seen.add(net.bfloat16) or encode(net, *rest))
+        transform = BTH._transform
+        monkeypatch.setattr(
+            BTH, "_transform", lambda net, *rest: seen.add(net.bfloat16) or transform(net, *rest)
+        )
         options = ("--weight_path", tmp_path / "work/weight/3_16.pth") if " " in stage else ()
         assert start("--stage", f"bth.{stage.split()[0]}", "--precision", "bfloat16", *options)[0] == 0
         assert seen == ({True, False} if stage == "pretrain" else {True})  # latents are float32 in any case

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from synthetic import GOLDEN
 
-import model
 from bench.direct import Direct
 from bench.step import ours_and_direct
+from formats import processor
 from formats.files import BadInput
 from model import (
     PUBLISHED_NAMES,
@@ -256,7 +256,8 @@ class TestShortcuts:
         plain = product(*inputs)
         close(plain, F.linear(*inputs), 1e-6)
         assert not calls_of(lambda: product(*inputs), "aten::mkldnn_linear")
-        monkeypatch.setattr(model, "LARGE_PRODUCT", 1)
+        monkeypatch.setattr(processor, "LARGE_PRODUCT", 1)
+        monkeypatch.setattr(processor, "prefers_onednn", lambda: True)
         large = product(*inputs)
         if torch.backends.mkldnn.is_available():
             assert calls_of(lambda: product(*inputs), "aten::mkldnn_linear") == 1
@@ -319,7 +320,8 @@ class TestDirect:
     @pytest.mark.parametrize("name", ["pretrain", "cluster-guided", "contrastive"])
     def test_losses_and_gradients(self, name, onednn, monkeypatch):
         if onednn:
-            monkeypatch.setattr(model, "LARGE_PRODUCT", 1)
+            monkeypatch.setattr(processor, "LARGE_PRODUCT", 1)
+            monkeypatch.setattr(processor, "prefers_onednn", lambda: True)
         torch.manual_seed(0)
         ours, direct = ours_and_direct(name, self.sizes, n_videos=6, n_frames=10)
         loss, expected = ours.loss(), direct.loss()

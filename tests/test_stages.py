@@ -64,7 +64,8 @@ class TestPipeline:
         one, other = (torch.load(tmp_path / f"work/weight/{n}_16.pth", weights_only=True) for n in (1, 2))
         assert all(torch.equal(value, other["model"][key]) for key, value in one["model"].items())
 
-    def test_bfloat16_learns_as_well(self, start, tmp_path):
+    def test_bfloat16_learns_as_well(self, start, tmp_path, monkeypatch):
+        monkeypatch.setattr("engine.device.has_bfloat16", lambda: True)
         start("--stage", "pretrain")
         start("--stage", "pretrain", "--precision", "bfloat16")
         one, other = (
@@ -72,6 +73,15 @@ class TestPipeline:
         )
         assert other["reconstruction"] != one["reconstruction"]
         assert other["reconstruction"] == pytest.approx(one["reconstruction"], rel=0.02)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "bth.pretrain"])
+def test_bfloat16_without_instructions_for_it_is_refused(start, tmp_path, monkeypatch, stage):
+    monkeypatch.setattr("engine.device.has_bfloat16", lambda: False)
+    status, out, err = start("--stage", stage, "--precision", "bfloat16")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "'precision' is bfloat16, but this processor has no instructions for it; set float32" in err
+    assert start("--stage", stage)[0] == 0
 
 
 class TestPretrain:

@@ -343,3 +343,24 @@ class TestFreeMemory:
         assert free_memory() == 600
         (folder / limit).write_text("max\n" if limit == "memory.max" else f"{2**62}\n")
         assert free_memory() == 8000 * 1024
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"), [("cuda", ["pinned", True]), ("mps", [False]), ("cpu", [False])]
+)
+def test_only_from_pinned_memory_to_cuda_a_copy_goes_on_in_the_background(monkeypatch, device, expected):
+    """On MPS, and from pageable memory, it could read what is freed meanwhile."""
+    seen = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: seen.append("pinned") or x)
+    monkeypatch.setattr(torch.Tensor, "to", lambda x, _, non_blocking=False: seen.append(non_blocking) or x)
+    frames, mask, places = (
+        torch.ones(2, dtype=torch.float16),
+        torch.ones(2, dtype=torch.bool),
+        torch.arange(2),
+    )
+    assert to_device(frames, torch.device(device)).dtype == torch.float32
+    assert seen == expected
+    assert to_device(places, torch.device(device)).dtype == torch.int64
+    assert seen == 2 * expected
+    assert to_device(mask, torch.device(device)) is mask  # its values decide shapes
+    assert seen == 2 * expected
