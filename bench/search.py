@@ -1,9 +1,9 @@
 """Codes out at size: the approximate indexes against the exact search, and encoding in flat memory.
 
-``python -m bench.search`` searches 1,000,000 synthetic codes (noisy copies of class codes) by every engine that
-is installed, and prints recall, time and size. Recall counts what is as near as the exact k-th neighbour:
-which of many ties are found is no fault. ``--encode`` runs the stage ``tools.encode`` on files that grow, prints
-its peak memory, and kills it twice on the largest, which must give the same bytes.
+``python -m bench.search`` searches 1,000,000 synthetic codes (noisy copies of class codes) by every engine
+and prints recall, time and size. Recall counts what is as near as the exact k-th neighbour: which of many ties
+are found is no fault. ``--encode`` runs the stage ``tools.encode`` on files that grow, prints its peak memory,
+and kills it twice on the largest, which must give the same bytes.
 """
 
 import argparse
@@ -45,8 +45,7 @@ def compare(n: int, bits: int) -> None:
     """Every engine: seconds to build, to search, size, recall."""
     queries = synthetic(N_QUERIES, bits, 1)
     print(f"\n{n:,} codes of {bits} bits, {N_QUERIES} queries, k = {K}\n")
-    print("| index | built in, s | searched in, s | ms a query | size, MB | recall |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print("| index | built in, s | ms a query | size, MB | recall |\n| --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "database.h5"
         codes = synthetic(n, bits, 0)
@@ -63,13 +62,9 @@ def compare(n: int, bits: int) -> None:
             reach = distances[:, -1:] if reach is None else reach
             recall = (distances <= reach[: len(asked)]).mean()
             kept = [*Path(folder).glob(f"*{name}*.faiss"), *Path(folder).glob("*.lance/**/*")]
-            size = (
-                codes.nbytes
-                if name == "exact"
-                else sum(each.stat().st_size for each in kept if each.is_file())
-            )
-            print(f"| {name} | {built:.1f} | {seconds:.2f} | {1000 * seconds / len(asked):.2f} | {size / 1e6:.0f} "
-                  f"| {recall:.3f} |", flush=True)  # fmt: skip
+            size = sum(each.stat().st_size for each in kept if each.is_file()) or codes.nbytes
+            each = 1000 * seconds / len(asked)
+            print(f"| {name} | {built:.1f} | {each:.2f} | {size / 1e6:.0f} | {recall:.3f} |", flush=True)
 
 
 def encode(folder: Path, features: Path, resume: bool = False) -> subprocess.Popen:
@@ -88,9 +83,15 @@ def grow(n_videos: int) -> None:
         options = {"hidden_size": 64, "decoder_size": 4, "hashcode_size": 64, "stage": "test"}
         settings = resolve({"data_set_config": str(ROOT / "Json/demo.json")}, options)
         net = fresh_network(settings, WIDTH)
-        inputs = {"features": {"shape": [1, N_FRAMES, WIDTH]}}
-        save_checkpoint(folder / "x.pth", {"stage": "train", "model": net.state_dict(), "sizes": net.sizes,
-                                           "optimizer": {}, "inputs": inputs, "settings": settings.as_dict()})  # fmt: skip
+        content = {
+            "stage": "train",
+            "model": net.state_dict(),
+            "sizes": net.sizes,
+            "optimizer": {},
+            "inputs": {"features": {"shape": [1, N_FRAMES, WIDTH]}},
+            "settings": settings.as_dict(),
+        }
+        save_checkpoint(folder / "x.pth", content)
         for n in (n_videos, 2 * n_videos, 4 * n_videos):
             features = folder / f"{n}.h5"
             with h5py.File(features, "w") as file:
@@ -104,21 +105,19 @@ def grow(n_videos: int) -> None:
             _, status, usage = os.wait4(process.pid, 0)
             assert status == 0, process.stderr.read()
             seconds = time.perf_counter() - began
-            print(f"| {n:,} | {features.stat().st_size / 1e6:.0f} | {seconds:.1f} | {usage.ru_maxrss / 1e3:.0f} |",
-                  flush=True)  # fmt: skip
+            size, peak = features.stat().st_size / 1e6, usage.ru_maxrss / 1e3
+            print(f"| {n:,} | {size:.0f} | {seconds:.1f} | {peak:.0f} |", flush=True)
         whole = max(folder.glob("code/*.h5"), key=os.path.getmtime).read_bytes()
         process = encode(folder, features)
-        for _ in range(2):
-            begun = time.perf_counter()
-            while (
-                not (parts := list(folder.glob("code/*.part"))) or time.perf_counter() - begun < seconds / 3
+        for share in (0.3, 0.6):
+            while not (parts := list(folder.glob("code/*.part"))) or parts[0].stat().st_size < share * len(
+                whole
             ):
-                time.sleep(0.05)
+                time.sleep(0.01)
             process.send_signal(signal.SIGKILL)
             process.wait()
-            done = parts[0].stat().st_size / len(whole)
+            print(f"killed at {100 * parts[0].stat().st_size / len(whole):.0f} %", flush=True)
             process = encode(folder, features, resume=True)
-            print(f"killed at {100 * done:.0f} %", flush=True)
         assert process.wait() == 0, process.stderr.read()
         same = max(folder.glob("code/*.h5"), key=os.path.getmtime).read_bytes() == whole
         print("the same bytes" if same else "OTHER BYTES")
