@@ -1,9 +1,9 @@
 """Codes out at size: the approximate indexes against the exact search, and encoding in flat memory.
 
 ``python -m bench.search`` searches 1,000,000 synthetic codes (noisy copies of class codes) by every engine
-and prints recall, time and size. Recall counts what is as near as the exact k-th neighbour: which of many ties
-are found is no fault. ``--encode`` runs the stage ``tools.encode`` on files that grow, prints its peak memory,
-and kills it twice on the largest, which must give the same bytes.
+and prints recall, time and size. Recall counts what is as near as the exact k-th neighbour: which of many
+ties are found is no fault. ``--encode`` runs the stage ``tools.encode`` on files that grow, prints its peak
+memory, and kills it twice on the largest, which must give the same bytes.
 """
 
 import argparse
