@@ -8,6 +8,7 @@ Codes hold -1, 0 or +1. For query q and video d the Hamming distance is (b - q·
 products, a CPU counts the bits of packed words (bfloat16 products take about as long and twice the memory).
 """
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,7 @@ from formats.bits import as_tensor, check_codes, words
 GROUP = 16  # videos of which the nearest stands for them at first
 DISTANCES, DISTANCES_GPU = 2**23, 2**27  # in a block: queries times database videos
 QUERIES, MOST_QUERIES = 8, 2048  # in a block at least, however large the database, and at most
-TILE = 16, 4096  # queries and database videos whose words stay in a core's cache
+TILE = 8, 8192  # queries and database videos whose words stay in a core's cache
 CANDIDATES = 2**18  # to rank at once
 INDEX_BITS, DISTANCE_BITS = 32, 20  # of a candidate's key; its query has the rest
 
@@ -310,8 +311,8 @@ def _product_search(query: Tensor, database: Tensor, bits: int, depth: int) -> T
 def _packed_search(query: np.ndarray, database: np.ndarray, bits: int, depth: int) -> Tensor:
     """As `_product_search`, of words (words, planes, q) and (words, planes, N), by counting bits."""
     group, keys = min(GROUP, (n := database.shape[2]) // depth), []
-    for start in range(0, query.shape[2], TILE[0]):
-        distance = _distances(query[..., start : start + TILE[0]], database, bits)  # (q, N)
+    for start in range(0, query.shape[2], 2 * TILE[0]):
+        distance = _distances(query[..., start : start + 2 * TILE[0]], database, bits)  # (q, N)
         least = distance[:, : n // group * group].reshape(len(distance), group, -1).min(1)  # (q, groups)
         # 32 bits: numpy's partition of bytes is slow.
         reach = np.partition(least.astype(np.int32), depth - 1, axis=1)[:, depth - 1, None]  # (q, 1)
@@ -330,15 +331,17 @@ def _distances(query: np.ndarray, database: np.ndarray, bits: int) -> np.ndarray
     """
     (_, planes, q), n = query.shape, database.shape[2]
     out = np.full((q, n), bits * (planes - 1), np.uint8 if bits * planes < 256 else np.int32)
-    for column in range(0, n, TILE[1]):
-        columns = slice(column, column + TILE[1])
-        for q_word, d_word in zip(query[..., None], database[..., columns], strict=True):
-            differ = q_word[0] ^ d_word[0]
+    whole = np.empty((2, *TILE), np.uint64), np.empty(TILE, np.uint8)  # reused: the caches keep them
+    for row, column in itertools.product(range(0, q, TILE[0]), range(0, n, TILE[1])):
+        rows, columns = slice(row, row + TILE[0]), slice(column, column + TILE[1])
+        part = out[rows, columns]
+        (differ, known), count = (each[..., : part.shape[0], : part.shape[1]] for each in whole)
+        for q_word, d_word in zip(query[..., rows, None], database[..., None, columns], strict=True):
+            np.bitwise_xor(q_word[0], d_word[0], out=differ)
             if planes == 2:
-                known = q_word[1] & d_word[1]
-                differ &= known
-                out[:, columns] -= np.bitwise_count(differ ^ known)
-            out[:, columns] += np.bitwise_count(differ)
+                differ &= np.bitwise_and(q_word[1], d_word[1], out=known)
+                part -= np.bitwise_count(np.bitwise_xor(differ, known, out=known), out=count)
+            part += np.bitwise_count(differ, out=count)
     return out
 
 
