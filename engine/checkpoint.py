@@ -147,7 +147,7 @@ def wrong_sizes(sizes: Mapping[str, int], settings: Settings, to_train: bool) ->
         problems.append(
             f"its features are {sizes.get('input_size')} wide, those of {config.path} {config.feature_size}"
         )
-    for name in sizes.keys() - {"input_size"}:
+    for name in sizes.keys() - {"input_size", "cfg.n_clusters"}:  # centers: no part of a code, or made anew
         wanted = settings.get(name)
         if sizes[name] != wanted and (to_train or name in settings.given):
             problems.append(f"its {name} is {sizes[name]}, the settings say {wanted}")

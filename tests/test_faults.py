@@ -321,21 +321,22 @@ class TestCheckpoints:
         assert status == 2
         assert message in err
 
-    def test_stage_centers_and_width(self, start, dataset, pretrained, tmp_path):
+    def test_stage_and_width(self, start, dataset, pretrained, tmp_path):
         start("--stage", "train")
         trained = tmp_path / "work/weight/2_16.pth"
         assert (
             "a checkpoint of stage train, expected one of pretrain"
             in start("--stage", "train", "--weight_path", trained)[2]
         )
-        assert (
-            "its cfg.n_clusters is 5, the settings say 6"
-            in start("--stage", "test", "--cfg.n_clusters", 6, "--weight_path", trained)[2]
-        )
         for name in ("train", "test", "query"):
             write_features(dataset.folder / f"{name}.h5", dataset.features[name][..., :20])
         dataset.change(hidden_size=20)
         assert "its features are 24 wide, those of" in start("--stage", "test")[2]
+
+    def test_centers_are_no_part_of_a_code(self, start):
+        """A network trained with another number than the JSON says was passed over for its pre-training."""
+        start("--cfg.n_clusters", 6)
+        assert "2_16.pth: train on synthetic" in start("--stage", "test")[1]
 
     def test_a_folder_means_its_newest_that_fits(self, start, pretrained):
         start("--stage", "pretrain", "--hashcode_size", 32)
