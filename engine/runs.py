@@ -22,6 +22,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
+from engine.checkpoint import check_ours, not_its_own
 from engine.settings import Settings
 from formats.files import BadInput, check_folder, clean_temporaries, expand, write_whole
 from formats.weights import read_checkpoint
@@ -255,12 +256,16 @@ class Run:
         """Whether the stage has left its finished checkpoint, so that a resumed launch goes on to the next.
 
         Raises:
-            BadInput: the checkpoint in its place is another run's.
+            BadInput: the checkpoint in its place is another run's, or its features have been replaced since.
         """
         if not self.launch.numbers or not self.weights.exists():
             return False
-        if not self.owns(read_checkpoint(self.weights, whole=False)):
+        content = read_checkpoint(self.weights, whole=False)
+        if not self.owns(content):
             raise BadInput(f"{self.weights}: of another run with the same number; move it away, then resume")
+        check_ours(content, self.weights)
+        if problems := not_its_own(content, self.settings, to_train=True):
+            raise BadInput(f"{self.weights}: {'; '.join(problems)}")
         self.part.unlink(missing_ok=True)  # killed between the two
         return True
 

@@ -626,6 +626,13 @@ class TestResume:
         (dataset.folder / "train.h5").symlink_to(dataset.folder / "elsewhere/a.h5")
         assert start("--resume")[0] == 0
 
+    def test_nor_are_they_exchanged_between_two_stages(self, start, dataset, monkeypatch):
+        self.interrupt(start, monkeypatch, n_saves=4)  # the pre-trained network is there, no part of train
+        write_features(dataset.folder / "train.h5", dataset.features["train"][::-1])
+        assert "1_16.pth: it was trained on other features than" in start("--resume")[2]
+        write_features(dataset.folder / "train.h5", dataset.features["train"])
+        assert start("--resume")[0] == 0
+
     def test_an_older_checkpoint_names_files_instead(self, start, dataset, tmp_path, monkeypatch):
         self.interrupt(start, monkeypatch, "--stage", "pretrain")
         part = tmp_path / "work/weight/1_16.part.pth"
@@ -670,14 +677,14 @@ class TestResume:
         assert "run 10: pretrain" in out
 
     @staticmethod
-    def interrupt(start, monkeypatch, *arguments):
-        """Stop a run after its second save."""
+    def interrupt(start, monkeypatch, *arguments, n_saves=2):
+        """Stop a run after its second save, or another one."""
         save, calls = engine.loop.save_checkpoint, []
 
         def stop(path, content):
             save(path, content)
             calls.append(path)
-            if len(calls) == 2:
+            if len(calls) == n_saves:
                 raise Killed
 
         with monkeypatch.context() as patch:
