@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from data import open_store
-from engine.settings import Settings
+from engine.settings import Settings, fields
 from formats.files import BadInput, expand
 from formats.weights import checked_weight, read_checkpoint
 
@@ -133,7 +133,10 @@ def check_ours(content: Mapping, path: Path) -> None:
         BadInput: it has not.
     """
     parts = {key: content.get(key) for key in ("settings", "inputs", "sizes", "optimizer")}
-    inner = {"settings": ("data_set_config", "seed"), "inputs": ("features",)}
+    parts["dataset"] = content.get("dataset", {})  # version 1.0.0 had none
+    if isinstance(parts["inputs"], Mapping):
+        parts["inputs"] = parts["inputs"].get("features")
+    inner = {"settings": ("data_set_config", "seed")}
     for key, part in parts.items():
         if not isinstance(part, Mapping) or not all(name in part for name in inner.get(key, ())):
             raise BadInput(f"{path}: not a checkpoint of this package: its '{key}' is missing or damaged")
@@ -147,7 +150,8 @@ def wrong_sizes(sizes: Mapping[str, int], settings: Settings, to_train: bool) ->
         problems.append(
             f"its features are {sizes.get('input_size')} wide, those of {config.path} {config.feature_size}"
         )
-    for name in sizes.keys() - {"input_size", "cfg.n_clusters"}:  # centers: no part of a code, or made anew
+    # Centers are no part of a code, and training makes its own.
+    for name in sizes.keys() & fields(type(settings)).keys() - {"cfg.n_clusters"}:
         wanted = settings.get(name)
         if sizes[name] != wanted and (to_train or name in settings.given):
             problems.append(f"its {name} is {sizes[name]}, the settings say {wanted}")

@@ -365,6 +365,29 @@ class TestCheckpoints:
         assert err.count("\n") == 1
 
     @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("dataset", 5),
+            ("inputs", 5),
+            ("inputs", {"features": 5}),
+            ("settings", {"seed": 1}),
+            ("sizes", None),
+            ("optimizer", 5),
+        ],
+    )
+    def test_one_that_lacks_what_is_read_of_it(self, start, pretrained, key, value):
+        torch.save(torch.load(pretrained, weights_only=True) | {key: value}, pretrained)
+        for options in ((), ("--weight_path", pretrained)):
+            status, _, err = start("--stage", "test", *options)
+            assert status == 2
+            assert f"1_16.pth: not a checkpoint of this package: its '{key}' is missing or damaged" in err
+
+    def test_sizes_that_the_settings_do_not_know_are_passed_over(self, start, pretrained):
+        content = torch.load(pretrained, weights_only=True)
+        torch.save(content | {"sizes": content["sizes"] | {"depth": 3}}, pretrained)
+        assert start("--stage", "test")[0] == 0
+
+    @pytest.mark.parametrize(
         ("change", "message"),
         [
             (lambda state: state[0].update(exp_avg=torch.zeros(1).expand(24)), "found a view of fewer"),
