@@ -95,8 +95,12 @@ def started(form: Mapping[str, Any], arguments: list[str], first: argparse.Names
         number, stage = record["runs"][0], record["settings"]["stage"]
         print(f"run {number} ({stage}) is unfinished; {how_to_resume(number, settings)}, "
               f"to forget it: delete {jsonl(log_dir, number)}")  # fmt: skip
-    stages = importlib.import_module(settings.stage)
-    return Launch(settings, getattr(stages, "STAGES", (settings.stage,)), options)
+    return Launch(settings, stages_of(settings), options)
+
+
+def stages_of(settings: Settings) -> tuple[str, ...]:
+    """The stages that a launch runs in turn."""
+    return getattr(importlib.import_module(settings.stage), "STAGES", (settings.stage,))
 
 
 def how_to_resume(number: int, settings: Settings) -> str:
@@ -132,7 +136,9 @@ def resumed(form: Mapping[str, Any], arguments: list[str], first: argparse.Names
     options = {name: value for name, value in record["options"].items() if name in known}
     options |= parse(arguments, form, system)
     settings = resolve({**form, "stage": stage}, options)
+    stages = stages_of(settings)
     changed = settings.changes_since(record["settings"])
+    changed += differences({"stages": record["stages"]}, {"stages": list(stages)})
     if "dataset" in record:  # logs of older versions lack it
         then, now = (  # files may be moved
             {key: value for key, value in facts.items() if key not in FILE_KEYS}
@@ -143,8 +149,8 @@ def resumed(form: Mapping[str, Any], arguments: list[str], first: argparse.Names
         raise BadInput(
             f"--resume: run {record['runs'][0]} was started with other settings: {'; '.join(changed)}"
         )
-    return Launch(settings, tuple(record["stages"]), record["options"], tuple(record["runs"]),
-                  record.get("launch"), lock)  # fmt: skip
+    runs = tuple(record["runs"])
+    return Launch(settings, stages, record["options"], runs, record.get("launch"), lock)
 
 
 def first_look(arguments: list[str]) -> argparse.Namespace:

@@ -163,7 +163,8 @@ def is_record(record: Any) -> bool:
         return False
     runs, stages = record.get("runs"), record.get("stages")
     lists = isinstance(runs, list) and isinstance(stages, list) and len(runs) == len(stages) > 0
-    objects = all(isinstance(record.get(key), dict) for key in ("options", "settings"))
+    parts = (record.get("options"), record.get("settings"), record.get("dataset", {}))
+    objects = all(isinstance(part, dict) for part in parts)
     if not (lists and objects and all(type(n) is int for n in runs) and all(type(s) is str for s in stages)):
         return False
     return all(isinstance(record["settings"].get(key), str) for key in ("stage", "result_weight_dir"))

@@ -149,6 +149,8 @@ class TestLogs:
             lambda record: record["settings"].update(stage="x.y"),
             lambda record: record["options"].update(unheard_of=3),
             lambda record: record.pop("options"),
+            lambda record: record.update(dataset=5),
+            lambda record: record.update(stages=["train"]),
         ],
     )
     def test_a_strange_one_does_not_stop_new_runs(self, start, interrupt, change):
