@@ -4,6 +4,7 @@ import argparse
 import importlib
 import io
 import json
+import os
 import shlex
 import sys
 import typing
@@ -60,6 +61,7 @@ def exit_status(work: Callable[[], None], how_to_go_on: Callable[[], str] = str)
     Returns:
         0 done, 2 bad input, 130 or 143 stopped by SIGINT or SIGTERM.
     """
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 - closed: progress bars need one
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show costs no table
             stream.reconfigure(errors="backslashreplace")

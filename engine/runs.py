@@ -95,6 +95,8 @@ class Launch:
                 return numbers
             except FileExistsError:  # a launch that logs elsewhere was faster
                 continue
+            except OSError as error:
+                raise BadInput(f"{self.weight_dir}: cannot be written to: {error.strerror}") from None
 
     def reservation(self, number: int) -> Path:
         """What keeps a number in the weight folder until the launch has ended."""
