@@ -276,6 +276,16 @@ class TestContrast:
         assert out.count("the last batch of a pass holds one video") == 1
 
 
+def test_queries_without_anything_relevant_are_counted(start, dataset):
+    start("--stage", "pretrain")
+    said = "queries share no class with the database: each counts 0"
+    assert said not in start("--stage", "test")[1]
+    labels = dataset.labels["test"].copy()
+    labels[labels[:, 1] == 1] = 0  # the class of two queries
+    scipy.io.savemat(dataset.folder / "test.mat", {"labels": labels})
+    assert f"2 of 6 {said}" in start("--stage", "test")[1]
+
+
 def test_padding_is_said_once_a_run(start, dataset):
     for name in ("train", "test"):
         features = dataset.features[name].copy()
