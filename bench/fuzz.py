@@ -67,7 +67,7 @@ def write_dataset(folder: Path) -> None:
         group.attrs["MATLAB_sparse"] = np.uint64(N)
     content = {
         "dataset": "fuzz", "root": str(folder), "train": "features.h5", "train_label": "",
-        "test": ["features.h5", "features.h5"], "test_label": ["mat5.mat", "mat5.mat"],
+        "test": ["features.h5", "packed.h5"], "test_label": ["mat5.mat", "packed5.mat"],
         "query": "features.h5", "query_label": "mat5.mat", "num_class": C, "hidden_size": D, "max_frames": L,
         "run": {"hidden_size": H, "decoder_size": 4, "hashcode_size": B, "lr": 1e-3, "ks": [5],
                 "cfg": {"n_clusters": 4, "p1": 0.6, "p2": 0.5}},

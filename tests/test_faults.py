@@ -224,6 +224,12 @@ BAD_INPUTS = [
         [],
         "'train_label' must be a file name or a list of file names",
     ),
+    (
+        "a file twice",
+        set_json(test=["test.h5"] * 2, test_label=["test.mat"] * 2),
+        [],
+        "file names, each once",
+    ),
     ("a maze of brackets", lambda d: d.path.write_text("[" * 10**5), [], "synthetic.json: cannot be read"),
     ("5,000 digits", json_text("{", '{"x": ' + "1" * 5000 + ", "), [], "synthetic.json: cannot be read"),
     ("no finite label", set_labels("test", np.full(N_DATABASE, np.nan)), [], "class indices must be"),
