@@ -34,7 +34,7 @@ from bth.prepared import Prepared, made_from
 from bth.settings import BTHSettings, Own
 from data import FeatureStore
 from engine.checkpoint import load_moments, load_weights
-from engine.runs import Launch, find_unfinished
+from engine.launch import first_look, resumed
 from engine.systems import check_blocks, resolve
 from formats.dataset import load_config
 from formats.files import BadInput
@@ -67,7 +67,7 @@ def write_dataset(folder: Path) -> None:
         group.attrs["MATLAB_sparse"] = np.uint64(N)
     content = {
         "dataset": "fuzz", "root": str(folder), "train": "features.h5", "train_label": "",
-        "test": ["features.h5", "features.h5"], "test_label": ["mat5.mat", "mat5.mat"],
+        "test": ["features.h5", "packed.h5"], "test_label": ["mat5.mat", "packed5.mat"],
         "query": "features.h5", "query_label": "mat5.mat", "num_class": C, "hidden_size": D, "max_frames": L,
         "run": {"hidden_size": H, "decoder_size": 4, "hashcode_size": B, "lr": 1e-3, "ks": [5],
                 "cfg": {"n_clusters": 4, "p1": 0.6, "p2": 0.5}},
@@ -96,7 +96,7 @@ def write_dataset(folder: Path) -> None:
         "optimizer": adam.state_dict(), "position": (1, 0, 0), "sums": {}, "losses": {}, "seconds": 1.0,
         "logs": {},
     })  # fmt: skip
-    record = {"event": "reserved", "runs": [1], "stages": ["pretrain"], "launch": "x", "options": {"lr": 0.1},
+    record = {"event": "reserved", "runs": [1], "stages": ["train"], "launch": "x", "options": {"lr": 1e-3},
               "settings": settings.as_dict(), "dataset": settings.config.facts}  # fmt: skip
     lines = [record, {"event": "start", "weights": {"a": "x.pth"}}, {"event": "epoch", "losses": {}}]
     (folder / "1.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -193,7 +193,8 @@ def mutated_json(content: bytes, rng: random.Random) -> bytes:
 
 def readers(folder: Path) -> dict[str, tuple[list[str], Callable[[Path], None]]]:
     """By kind of file: the valid ones to mutate, and what reads them."""
-    settings = resolve({"data_set_config": str(folder / "dataset.json"), "stage": "train"}, {})
+    form = {"data_set_config": str(folder / "dataset.json"), "stage": "train"}
+    settings = resolve(form, {})
     config = settings.config
 
     def read_features(path: Path) -> None:
@@ -233,14 +234,10 @@ def readers(folder: Path) -> dict[str, tuple[list[str], Callable[[Path], None]]]
         logs = path.parent / "log"
         logs.mkdir(exist_ok=True)
         os.replace(path, logs / "1.jsonl")
-        for number in (None, 1):
-            if found := find_unfinished(logs, number):
-                record, lock = found
-                lock.close()
-                launch = Launch(settings, tuple(record["stages"]), record["options"], tuple(record["runs"]))
-                for run in launch.runs:
-                    run.started_with("weights")
-                settings.changes_since(record["settings"])
+        launch = resumed(form, ["--resume"], first_look(["--resume"]))
+        launch.lock.close()
+        for run in launch.runs:
+            run.started_with("weights")
 
     return {
         "features": (["features.h5", "packed.h5"], read_features),

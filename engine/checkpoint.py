@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from data import open_store
-from engine.settings import Settings
+from engine.settings import Settings, fields
 from formats.files import BadInput, expand
 from formats.weights import checked_weight, read_checkpoint
 
@@ -145,6 +145,7 @@ def check_ours(content: Mapping, path: Path) -> None:
     right = {
         "settings": isinstance(settings, Mapping) and {"data_set_config", "seed"} <= settings.keys(),
         "inputs": isinstance(shape, list) and len(shape) == 3 and all(type(size) is int for size in shape),
+        "dataset": isinstance(content.get("dataset", {}), Mapping),  # version 1.0.0 had none
         "sizes": isinstance(content.get("sizes"), Mapping),
         "optimizer": isinstance(content.get("optimizer"), Mapping),
     }
@@ -161,10 +162,11 @@ def wrong_sizes(sizes: Mapping[str, int], settings: Settings, to_train: bool) ->
         problems.append(
             f"its features are {sizes.get('input_size')} wide, those of {config.path} {config.feature_size}"
         )
-    for name in sizes.keys() - {"input_size"}:
-        stated = to_train or name in settings.given
-        if stated and sizes[name] != settings.get(name):
-            problems.append(f"its {name} is {sizes[name]}, the settings say {settings.get(name)}")
+    # Centers are no part of a code, and training makes its own.
+    for name in sizes.keys() & fields(type(settings)).keys() - {"cfg.n_clusters"}:
+        wanted = settings.get(name)
+        if sizes[name] != wanted and (to_train or name in settings.given):
+            problems.append(f"its {name} is {sizes[name]}, the settings say {wanted}")
     return sorted(problems)
 
 

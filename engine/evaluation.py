@@ -50,7 +50,10 @@ def open_splits(settings: Settings, memory: str | None = None) -> Splits:
         )
     query = database if config.query_is_database else open_store(config, config.query, memory, "cpu")
     query_labels, more = load_labels(config, config.query, query.n_videos)
-    return Splits(database, query, labels, query_labels, list(dict.fromkeys(notes + more)))
+    notes = list(dict.fromkeys(notes + more))
+    if alone := int((~(query_labels & labels.any(0)).any(1)).sum()):
+        notes.append(f"{alone} of {len(query)} queries share no class with the database: each counts 0")
+    return Splits(database, query, labels, query_labels, notes)
 
 
 def check_splits(settings: Settings) -> None:

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import io
 import json
+import os
 import shlex
 import sys
 import typing
@@ -61,6 +62,7 @@ def exit_status(work: Callable[[], None], how_to_go_on: Callable[[], str] = str)
     Returns:
         0 done, 2 bad input, 130 or 143 stopped by SIGINT or SIGTERM.
     """
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 - closed: progress bars need one
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show costs no table
             stream.reconfigure(errors="backslashreplace")
@@ -96,8 +98,12 @@ def started(form: Mapping[str, Any], arguments: list[str], first: argparse.Names
         number, stage = record["runs"][0], record["settings"]["stage"]
         print(f"run {number} ({stage}) is unfinished; {how_to_resume(number, settings)}, "
               f"to forget it: delete {jsonl(log_dir, number)}")  # fmt: skip
-    stages = importlib.import_module(settings.stage)
-    return Launch(settings, getattr(stages, "STAGES", (settings.stage,)), options)
+    return Launch(settings, stages_of(settings), options)
+
+
+def stages_of(settings: Settings) -> tuple[str, ...]:
+    """The stages that a launch runs in turn."""
+    return getattr(importlib.import_module(settings.stage), "STAGES", (settings.stage,))
 
 
 def how_to_resume(number: int, settings: Settings) -> str:
@@ -133,7 +139,9 @@ def resumed(form: Mapping[str, Any], arguments: list[str], first: argparse.Names
     options = {name: value for name, value in record["options"].items() if name in known}
     options |= parse(arguments, form, system)
     settings = resolve({**form, "stage": stage}, options)
+    stages = stages_of(settings)
     changed = settings.changes_since(record["settings"])
+    changed += differences({"stages": record["stages"]}, {"stages": list(stages)})
     if record.get("dataset") and settings.config:  # logs of older versions lack it
         then, now = (  # files may be moved
             {key: value for key, value in facts.items() if key not in FILE_KEYS}
@@ -144,8 +152,8 @@ def resumed(form: Mapping[str, Any], arguments: list[str], first: argparse.Names
         raise BadInput(
             f"--resume: run {record['runs'][0]} was started with other settings: {'; '.join(changed)}"
         )
-    return Launch(settings, tuple(record["stages"]), record["options"], tuple(record["runs"]),
-                  record.get("launch"), lock)  # fmt: skip
+    runs = tuple(record["runs"])
+    return Launch(settings, stages, record["options"], runs, record.get("launch"), lock)
 
 
 def first_look(arguments: list[str]) -> argparse.Namespace:

@@ -22,6 +22,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
+from engine.checkpoint import check_ours, not_its_own
 from engine.settings import Settings
 from formats.files import BadInput, check_folder, clean_temporaries, expand, write_whole
 from formats.weights import read_checkpoint
@@ -94,6 +95,8 @@ class Launch:
                 return numbers
             except FileExistsError:  # a launch that logs elsewhere was faster
                 continue
+            except OSError as error:
+                raise BadInput(f"{self.weight_dir}: cannot be written to: {error.strerror}") from None
 
     def reservation(self, number: int) -> Path:
         """What keeps a number in the weight folder until the launch has ended."""
@@ -162,7 +165,8 @@ def is_record(record: Any) -> bool:
         return False
     runs, stages = record.get("runs"), record.get("stages")
     lists = isinstance(runs, list) and isinstance(stages, list) and len(runs) == len(stages) > 0
-    objects = all(isinstance(record.get(key), dict) for key in ("options", "settings"))
+    parts = (record.get("options"), record.get("settings"), record.get("dataset", {}))
+    objects = all(isinstance(part, dict) for part in parts)
     if not (lists and objects and all(type(n) is int for n in runs) and all(type(s) is str for s in stages)):
         return False
     return all(isinstance(record["settings"].get(key), str) for key in ("stage", "result_weight_dir"))
@@ -255,12 +259,16 @@ class Run:
         """Whether the stage has left its finished checkpoint, so that a resumed launch goes on to the next.
 
         Raises:
-            BadInput: the checkpoint in its place is another run's.
+            BadInput: the checkpoint in its place is another run's, or its features have been replaced since.
         """
         if not self.launch.numbers or not self.weights.exists():
             return False
-        if not self.owns(read_checkpoint(self.weights, whole=False)):
+        content = read_checkpoint(self.weights, whole=False)
+        if not self.owns(content):
             raise BadInput(f"{self.weights}: of another run with the same number; move it away, then resume")
+        check_ours(content, self.weights)
+        if problems := not_its_own(content, self.settings, to_train=True):
+            raise BadInput(f"{self.weights}: {'; '.join(problems)}")
         self.part.unlink(missing_ok=True)  # killed between the two
         return True
 

@@ -91,7 +91,9 @@ def load_config(path: str | Path, protocol: str | None = None) -> DatasetConfig:
         value = content.get(key, "")
         names = [] if value in ("", None) else value if isinstance(value, list) else [value]
         valid = all(isinstance(name, str) and name.isprintable() and name for name in names)
-        check(key, valid and (may_be_empty or len(names) > 0), "a file name or a list of file names")
+        valid = valid and len(set(names)) == len(names)  # a video twice in the database finds its twin
+        expected = "a file name or a list of file names, each once"
+        check(key, valid and (may_be_empty or len(names) > 0), expected)
         return tuple(root / expand(name) for name in names) if valid else ()
 
     stated = content.get("label_variable", {})

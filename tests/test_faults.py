@@ -224,6 +224,12 @@ BAD_INPUTS = [
         [],
         "'train_label' must be a file name or a list of file names",
     ),
+    (
+        "a file twice",
+        set_json(test=["test.h5"] * 2, test_label=["test.mat"] * 2),
+        [],
+        "file names, each once",
+    ),
     ("a maze of brackets", lambda d: d.path.write_text("[" * 10**5), [], "synthetic.json: cannot be read"),
     ("5,000 digits", json_text("{", '{"x": ' + "1" * 5000 + ", "), [], "synthetic.json: cannot be read"),
     ("no finite label", set_labels("test", np.full(N_DATABASE, np.nan)), [], "class indices must be"),
@@ -321,21 +327,22 @@ class TestCheckpoints:
         assert status == 2
         assert message in err
 
-    def test_stage_centers_and_width(self, start, dataset, pretrained, tmp_path):
+    def test_stage_and_width(self, start, dataset, pretrained, tmp_path):
         start("--stage", "train")
         trained = tmp_path / "work/weight/2_16.pth"
         assert (
             "a checkpoint of stage train, expected one of pretrain"
             in start("--stage", "train", "--weight_path", trained)[2]
         )
-        assert (
-            "its cfg.n_clusters is 5, the settings say 6"
-            in start("--stage", "test", "--cfg.n_clusters", 6, "--weight_path", trained)[2]
-        )
         for name in ("train", "test", "query"):
             write_features(dataset.folder / f"{name}.h5", dataset.features[name][..., :20])
         dataset.change(hidden_size=20)
         assert "its features are 24 wide, those of" in start("--stage", "test")[2]
+
+    def test_centers_are_no_part_of_a_code(self, start):
+        """A network trained with another number than the JSON says was passed over for its pre-training."""
+        start("--cfg.n_clusters", 6)
+        assert "2_16.pth: train on synthetic" in start("--stage", "test")[1]
 
     def test_a_folder_means_its_newest_that_fits(self, start, pretrained):
         start("--stage", "pretrain", "--hashcode_size", 32)
@@ -362,6 +369,29 @@ class TestCheckpoints:
         assert status == 2
         assert str(pretrained) in err
         assert err.count("\n") == 1
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("dataset", 5),
+            ("inputs", 5),
+            ("inputs", {"features": 5}),
+            ("settings", {"seed": 1}),
+            ("sizes", None),
+            ("optimizer", 5),
+        ],
+    )
+    def test_one_that_lacks_what_is_read_of_it(self, start, pretrained, key, value):
+        torch.save(torch.load(pretrained, weights_only=True) | {key: value}, pretrained)
+        for options in ((), ("--weight_path", pretrained)):
+            status, _, err = start("--stage", "test", *options)
+            assert status == 2
+            assert f"1_16.pth: not a checkpoint of this package: its '{key}' is missing or damaged" in err
+
+    def test_sizes_that_the_settings_do_not_know_are_passed_over(self, start, pretrained):
+        content = torch.load(pretrained, weights_only=True)
+        torch.save(content | {"sizes": content["sizes"] | {"depth": 3}}, pretrained)
+        assert start("--stage", "test")[0] == 0
 
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -625,6 +655,13 @@ class TestResume:
         (dataset.folder / "train.h5").symlink_to(dataset.folder / "elsewhere/a.h5")
         assert start("--resume")[0] == 0
 
+    def test_nor_are_they_exchanged_between_two_stages(self, start, dataset, monkeypatch):
+        self.interrupt(start, monkeypatch, n_saves=4)  # the pre-trained network is there, no part of train
+        write_features(dataset.folder / "train.h5", dataset.features["train"][::-1])
+        assert "1_16.pth: it was trained on other features than" in start("--resume")[2]
+        write_features(dataset.folder / "train.h5", dataset.features["train"])
+        assert start("--resume")[0] == 0
+
     def test_an_older_checkpoint_names_files_instead(self, start, dataset, tmp_path, monkeypatch):
         self.interrupt(start, monkeypatch, "--stage", "pretrain")
         part = tmp_path / "work/weight/1_16.part.pth"
@@ -669,14 +706,14 @@ class TestResume:
         assert "run 10: pretrain" in out
 
     @staticmethod
-    def interrupt(start, monkeypatch, *arguments):
-        """Stop a run after its second save."""
+    def interrupt(start, monkeypatch, *arguments, n_saves=2):
+        """Stop a run after its second save, or another one."""
         save, calls = engine.loop.save_checkpoint, []
 
         def stop(path, content):
             save(path, content)
             calls.append(path)
-            if len(calls) == 2:
+            if len(calls) == n_saves:
                 raise Killed
 
         with monkeypatch.context() as patch:

@@ -75,6 +75,16 @@ class TestNumbers:
         os.replace("weight/2_16.part.pth", "weight/1_16.part.pth")
         assert "1_16.part.pth: a checkpoint of another run with the same number" in start("--resume", 1)[2]
 
+    def test_a_full_disk_is_named(self, start, monkeypatch):
+        def full(path, mode, **options):
+            if mode == "x":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return open(path, mode, **options)
+
+        monkeypatch.setattr(engine.runs, "open", full, raising=False)
+        err = start("--stage", "pretrain")[2]
+        assert err == "error: weight: cannot be written to: No space left on device\n"
+
     def test_a_test_without_its_result_is_done_again(self, start):
         start()
         lines = json_lines("log/3.jsonl")
@@ -149,6 +159,8 @@ class TestLogs:
             lambda record: record["settings"].update(stage="x.y"),
             lambda record: record["options"].update(unheard_of=3),
             lambda record: record.pop("options"),
+            lambda record: record.update(dataset=5),
+            lambda record: record.update(stages=["pretrain", "test"], runs=[1, 0]),
         ],
     )
     def test_a_strange_one_does_not_stop_new_runs(self, start, interrupt, change):
@@ -170,6 +182,10 @@ class TestLogs:
         out, err = process.communicate(timeout=60)
         assert (process.returncode, err) == (0, "")
         assert r"\u6570\u636e, 16 bits, 6 queries" in out
+
+    def test_a_closed_error_output_costs_no_run(self, start, monkeypatch):
+        monkeypatch.setattr(sys, "stderr", None)
+        assert start("--stage", "pretrain")[0] == 0
 
     def test_ctrl_c_while_importing_ends_in_one_line(self, tmp_path):
         (tmp_path / "torch.py").write_text("import time\nprint('loading', flush=True)\ntime.sleep(60)\n")
@@ -258,6 +274,16 @@ class TestContrast:
         start("--stage", "pretrain")
         out = start("--stage", "train", "--batch_size", 19)[1]
         assert out.count("the last batch of a pass holds one video") == 1
+
+
+def test_queries_without_anything_relevant_are_counted(start, dataset):
+    start("--stage", "pretrain")
+    said = "queries share no class with the database: each counts 0"
+    assert said not in start("--stage", "test")[1]
+    labels = dataset.labels["test"].copy()
+    labels[labels[:, 1] == 1] = 0  # the class of two queries
+    scipy.io.savemat(dataset.folder / "test.mat", {"labels": labels})
+    assert f"2 of 6 {said}" in start("--stage", "test")[1]
 
 
 def test_padding_is_said_once_a_run(start, dataset):
