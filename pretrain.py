@@ -17,7 +17,7 @@ from engine.device import environment, open_device
 from engine.feed import Batch, Fetch, open_training_set
 from engine.loop import Pass, Stage, run_stage
 from engine.runs import Run
-from engine.settings import SystemSettings, not_negative, positive, ratio, setting, size
+from engine.settings import SystemSettings, cuts, not_negative, positive, ratio, setting, size
 from engine.systems import System
 from model import WSCH, reconstruction_loss
 
@@ -54,7 +54,7 @@ class WSCHSettings(SystemSettings):
         1024, "width H' of the decoder", lambda v: v > 0 and v % 4 == 0, "a multiple of 4"
     )
     ks: tuple[int, ...] = setting(
-        (5, 20, 40, 60, 80, 100), "cuts K of mAP@K", lambda v: min(v) >= 1, "whole numbers from 1 on"
+        (5, 20, 40, 60, 80, 100), "cuts K of mAP@K", cuts, "whole numbers from 1 on, each once"
     )
     cfg: Cfg = field(default_factory=Cfg)
 

@@ -9,7 +9,7 @@ import torch
 from bth import model
 from bth.model import BTH
 from data import generator
-from engine.settings import SystemSettings, not_negative, positive, setting, size
+from engine.settings import SystemSettings, cuts, not_negative, positive, setting, size
 from engine.systems import System
 
 
@@ -49,7 +49,7 @@ class BTHSettings(SystemSettings):
     batch_size: int = setting(256, "videos in a batch; pairs in bth.train", positive, "1 or more")
     hidden_size: int = setting(256, "width H of the transformer", size, "even")
     ks: tuple[int, ...] = setting(
-        (5, 10, 20, 40, 60, 80, 100), "cuts K of mAP@K", lambda v: min(v) >= 1, "whole numbers from 1 on"
+        (5, 10, 20, 40, 60, 80, 100), "cuts K of mAP@K", cuts, "whole numbers from 1 on, each once"
     )
     bth: Own = field(default_factory=Own)
 

@@ -62,6 +62,7 @@ def find_weights(
         return folder
     numbers = {int(match[1]): path for path in folder.iterdir()
                if (match := re.fullmatch(r"([0-9]+)_[0-9]+\.pth", path.name))}  # fmt: skip
+    features = training_features(settings) if settings.weight_path is None else None
     others = []  # what differs, and the checkpoint
     for _, path in sorted(numbers.items(), reverse=True):
         content = read_checkpoint(path, whole=False)
@@ -70,7 +71,7 @@ def find_weights(
         check_ours(content, path)
         problems = wrong_sizes(content["sizes"], settings, to_train)
         if settings.weight_path is None:
-            problems += not_its_own(content, settings, to_train)
+            problems += not_its_own(content, settings, features, to_train)
         if not problems:
             return path
         others.append((problems, path))
@@ -129,7 +130,7 @@ def load_weights(
         raise BadInput(f"{path}: {'; '.join(problems)}")
     if "stage" not in content:
         return Weights(path, net, content.get("optimizer"), PUBLISHED, [])
-    differs = not_its_own(content, settings, to_train)
+    differs = not_its_own(content, settings, training_features(settings), to_train)
     return Weights(path, net, content["optimizer"], origin(content), differs)
 
 
@@ -170,13 +171,13 @@ def wrong_sizes(sizes: Mapping[str, int], settings: Settings, to_train: bool) ->
     return sorted(problems)
 
 
-def not_its_own(content: Mapping, settings: Settings, to_train: bool) -> list[str]:
+def not_its_own(content: Mapping, settings: Settings, features: Mapping | None, to_train: bool) -> list[str]:
     """In what a checkpoint of ours is not the run's: the dataset, its features and, to train on, the seed."""
     config, problems = settings.config, []
     name, seed = trained_on(content)
-    if name not in (config.dataset, str(config.path)):
+    if name != config.dataset and Path(name).resolve() != config.path.resolve():
         problems.append(f"its dataset is {name}, this run's {config.dataset} ({config.path})")
-    elif (features := training_features(settings)) is not None:
+    elif features is not None:
         then = content["inputs"]["features"]
         if any(then[key] != features[key] for key in then.keys() & features.keys()):
             problems.append(f"it was trained on other features than {config.train.features[0]}")

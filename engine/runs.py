@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from engine.checkpoint import check_ours, not_its_own
+from engine.checkpoint import check_ours, not_its_own, training_features
 from engine.settings import Settings
 from formats.files import BadInput, check_folder, clean_temporaries, expand, write_whole
 from formats.weights import read_checkpoint
@@ -90,13 +90,21 @@ class Launch:
             numbers = tuple(range(first, first + len(self.stages)))
             try:
                 for number in numbers:
-                    with open(self.reservation(number), "x") as file:
-                        file.write(f"{jsonl(self.log_dir, first).absolute()}\n")
+                    with open(self.reservation(number), "x", encoding="utf-8") as file:
+                        file.write(str(jsonl(self.log_dir, first).absolute()))
                 return numbers
             except FileExistsError:  # a launch that logs elsewhere was faster
-                continue
+                used.append(number)
             except OSError as error:
                 raise BadInput(f"{self.weight_dir}: cannot be written to: {error.strerror}") from None
+
+    def release(self) -> None:
+        """Give the weight folder's reservations back, but none that another launch has made since."""
+        own = str(jsonl(self.log_dir, self.numbers[0]).absolute())
+        for path in map(self.reservation, self.numbers):
+            with contextlib.suppress(FileNotFoundError):
+                if path.read_text(encoding="utf-8") == own:
+                    path.unlink()
 
     def reservation(self, number: int) -> Path:
         """What keeps a number in the weight folder until the launch has ended."""
@@ -104,8 +112,11 @@ class Launch:
 
 
 def take_lock(path: Path) -> IO | None:
-    """Lock a file for this process; None if another one holds it."""
-    file = open(path, "r+")  # noqa: SIM115 - open, and with it locked, until the process ends
+    """Lock a file for this process; None if another one holds it, or if it is another user's."""
+    try:
+        file = open(path, "r+")  # noqa: SIM115 - open, and with it locked, until the process ends
+    except PermissionError:
+        return None
     if not flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
         file.close()
         return None
@@ -204,7 +215,7 @@ def find_unfinished(log_dir: Path, number: int | None = None) -> tuple[dict, IO]
         last = jsonl(log_dir, record["runs"][-1])
         problem = "has finished"
         if not has_ended(last):
-            problem = "is under way in another process"
+            problem = "is under way in another process, or another user's"
             if lock := take_lock(jsonl(log_dir, record["runs"][0])):
                 if not has_ended(last):  # nor while its lock was waited for
                     return record, lock
@@ -267,7 +278,8 @@ class Run:
         if not self.owns(content):
             raise BadInput(f"{self.weights}: of another run with the same number; move it away, then resume")
         check_ours(content, self.weights)
-        if problems := not_its_own(content, self.settings, to_train=True):
+        features = training_features(self.settings)
+        if problems := not_its_own(content, self.settings, features, to_train=True):
             raise BadInput(f"{self.weights}: {'; '.join(problems)}")
         self.part.unlink(missing_ok=True)  # killed between the two
         return True
@@ -311,8 +323,7 @@ class Run:
     def end(self) -> Path:
         """Finish the log, if that is not yet done, and return the stage's checkpoint."""
         if self.number == self.launch.numbers[-1]:
-            for number in self.launch.numbers:
-                self.launch.reservation(number).unlink(missing_ok=True)
+            self.launch.release()
         if not has_ended(self.jsonl):
             content = self.jsonl.read_bytes()
             os.truncate(self.jsonl, content.rfind(b"\n") + 1)  # what a kill may have left of a line

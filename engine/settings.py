@@ -42,6 +42,11 @@ def ratio(value: float) -> bool:
     return 0 <= value < 1
 
 
+def cuts(value: tuple[int, ...]) -> bool:
+    """Ranks, each named once."""
+    return min(value) >= 1 and len(set(value)) == len(value)
+
+
 def not_negative(value: float) -> bool:
     """Zero or above."""
     return value >= 0
@@ -142,9 +147,7 @@ class SystemSettings(Settings):
     )
     lr: float = setting(MISSING, "Adam's learning rate", positive, "above 0")
     hidden_size: int = setting(MISSING, "width H of the network", size, "1 or more")
-    ks: tuple[int, ...] = setting(
-        MISSING, "cuts K of mAP@K", lambda v: min(v) >= 1, "whole numbers from 1 on"
-    )
+    ks: tuple[int, ...] = setting(MISSING, "cuts K of mAP@K", cuts, "whole numbers from 1 on, each once")
     protocol: str | None = setting(
         None, "who asks: the query file, or every video of the database, which stays in it; None: what the "
         "dataset JSON says, else the database if it names the same file for both",
@@ -202,7 +205,11 @@ def convert(name: str, item: dataclasses.Field, value: Any) -> Any:
         valid, kind_name = type(value) is kind, {str: "a text", bool: "true or false"}[kind]
         valid = valid and (kind is bool or (value.isprintable() and value != ""))
     if not valid:
-        expected = f"{kind_name}, {expected}" if expected and expected != kind_name else kind_name
+        expected = (
+            f"{kind_name}, {expected}"
+            if expected and not expected.startswith(kind_name)
+            else expected or kind_name
+        )
     if not valid or not item.metadata["valid"](value):
         raise ValueError(f"'{name}' must be {expected}, found {json.dumps(value, default=str)}")
     return value

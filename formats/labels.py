@@ -48,13 +48,18 @@ def load_labels(config: DatasetConfig, split: Split, n_videos: Sequence[int]) ->
     labels = np.concatenate([file.values for file in files])
     if len(labels) != sum(n_videos):
         raise BadInput(f"{where} has {len(labels)} rows, but {sum(n_videos)} videos have features")
+    notes = [file.note for file in files if file.note]
     if labels.ndim == 1:
-        labels = labels[:, None] == np.arange(config.num_class) + find_base(config)
+        base = find_base(config)
+        if base is None:
+            base = 0
+            notes.append("class indices are taken as counted from 0: none of them is 0, nor num_class")
+        labels = labels[:, None] == np.arange(config.num_class) + base
     if not np.isin(labels, (0, 1)).all():
         raise BadInput(f"{where} must hold 0 and 1 only, found {labels[~np.isin(labels, (0, 1))][0]}")
     if not labels.any():
         raise BadInput(f"{where} has no positive label at all")
-    return np.ascontiguousarray(labels, dtype=np.uint8), [file.note for file in files if file.note]
+    return np.ascontiguousarray(labels, dtype=np.uint8), notes
 
 
 def read_split(config: DatasetConfig, split: Split, n_videos: Sequence[int] = ()) -> list[LabelFile]:
@@ -110,8 +115,8 @@ def is_index_vector(labels: np.ndarray, num_class: int) -> bool:
     return 1 in labels.shape and labels.shape[1] != num_class or labels.shape == (1, 1)
 
 
-def find_base(config: DatasetConfig) -> int:
-    """The number of the first class, 0 or 1, wherever the dataset's labels are class indices.
+def find_base(config: DatasetConfig) -> int | None:
+    """The number of the first class, 0 or 1, where labels are class indices; None: nothing tells.
 
     Raises:
         BadInput: two files contradict each other; or nothing tells, and other labels are multi-hot.
@@ -129,4 +134,4 @@ def find_base(config: DatasetConfig) -> int:
         raise BadInput(f"{multi_hot[0].where} is multi-hot, {index[0].where} holds class indices, but "
                        f"neither 0 nor num_class ({config.num_class}): from 0 or from 1? "
                        "Make all multi-hot, or all indices")  # fmt: skip
-    return int(bool(from_1))
+    return int(bool(from_1)) if from_0 or from_1 else None

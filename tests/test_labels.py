@@ -149,3 +149,13 @@ class TestVariants:
         dataset.change(test_label=["test.mat", "a.mat"])
         with pytest.raises(BadInput, match=r"test.mat: 'labels' is multi-hot, .*a.mat: 'labels' holds class"):
             self.labels(dataset, n_videos=[109])
+
+
+def test_a_base_that_nothing_settles_is_said(dataset):
+    for name in ("test", "query", "train"):
+        index = np.array([1, 2, 3])[np.arange(len(dataset.labels[name])) % 3]  # of 4 classes
+        scipy.io.savemat(dataset.folder / f"{name}.mat", {"labels": index})
+    config = load_config(dataset.path)
+    labels, notes = load_labels(config, config.test, [N_DATABASE])
+    assert labels[0].tolist() == [0, 1, 0, 0]
+    assert notes == ["class indices are taken as counted from 0: none of them is 0, nor num_class"]

@@ -95,8 +95,32 @@ class TestNumbers:
         assert "mAP@K" in out
         assert json_lines("log/3.jsonl")[-2]["mAP"] == lines[-2]["mAP"]
 
+    def test_only_its_own_reservations_are_given_back(self, start, interrupt):
+        interrupt(2, "--stage", "pretrain")
+        with open("weight/1.reserved", "w") as file:
+            file.write("/elsewhere/1.jsonl")
+        assert start("--resume")[0] == 0
+        assert os.path.exists("weight/1.reserved")
+
 
 class TestLocks:
+    def test_a_log_of_another_user_does_not_stop_new_runs(self, start, interrupt, monkeypatch):
+        interrupt(2, "--stage", "pretrain")
+
+        def denied(*_):
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        monkeypatch.setattr(
+            engine.runs,
+            "open",
+            lambda path, mode="r", **rest: (
+                denied() if mode == "r+" and str(path) == "log/1.jsonl" else open(path, mode, **rest)
+            ),
+            raising=False,
+        )
+        assert start("--stage", "pretrain")[0] == 0
+        assert "run 1 is under way in another process, or another user's" in start("--resume", 1)[2]
+
     def test_a_run_is_locked_before_others_can_see_it(self, start, monkeypatch):
         seen = []
         write_whole = engine.runs.write_whole
@@ -256,7 +280,7 @@ class TestCuts:
         assert header.split() == ["mAP@K", "@5", "@60"]
         assert set(json_lines("log/3.jsonl")[-2]["mAP"]) == {"5", "60"}
 
-    @pytest.mark.parametrize("ks", [[], [0], [5.5], "5", [True]])
+    @pytest.mark.parametrize("ks", [[], [0], [5, 5], [5.5], "5", [True]])
     def test_wrong_ones(self, start, dataset, ks):
         dataset.change(run=dataset.content["run"] | {"ks": ks})
         assert "'ks' must be whole numbers" in start()[2]

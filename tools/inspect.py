@@ -32,13 +32,13 @@ def report(config: DatasetConfig) -> None:
             size = file.path.stat().st_size
             print(f"  {file.path}: {file.shape} {file.dtype}, {file.layout}, {size / 1e6:.1f} MB")
         counts[split.name] = len(store)
-        zero = sum(
-            int((~store.read_files(rows).any(-1)).sum()) for rows in store.blocks(f"reading {split.name}")
-        )
-        print(
-            f"  all {len(store)} videos are finite; "
-            f"all-zero frames: {zero} of {len(store) * config.max_frames}"
-        )
+        zero, least, most = 0, np.inf, -np.inf
+        for rows in store.blocks(f"reading {split.name}"):
+            features = store.read_files(rows)
+            zero += int((~features.any(-1)).sum())
+            least, most = min(least, features.min()), max(most, features.max())
+        print(f"  all {len(store)} videos are finite, values from {least:.3g} to {most:.3g}; "
+              f"all-zero frames: {zero} of {len(store) * config.max_frames}")  # fmt: skip
         if store.padding:
             print(f"  warning: {store.padding}")
         if split.labels:
