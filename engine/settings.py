@@ -134,14 +134,9 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SystemSettings(Settings):
-    """What every system of hashing is trained and tested with; each states its own published values."""
+class RankingSettings(Settings):
+    """What a ranking of database by queries is measured with."""
 
-    max_iter: tuple[int, int] = setting(
-        MISSING, "epochs of the two training stages", lambda v: min(v) >= 0, "two numbers, 0 or more"
-    )
-    lr: float = setting(MISSING, "Adam's learning rate", positive, "above 0")
-    hidden_size: int = setting(MISSING, "width H of the network", size, "1 or more")
     ks: tuple[int, ...] = setting(
         MISSING, "cuts K of mAP@K", lambda v: min(v) >= 1, "whole numbers from 1 on"
     )
@@ -150,6 +145,17 @@ class SystemSettings(Settings):
         "dataset JSON says, else the database if it names the same file for both",
         lambda v: v in PROTOCOLS, "query or database",
     )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemSettings(RankingSettings):
+    """What every system of hashing is trained and tested with; each states its own published values."""
+
+    max_iter: tuple[int, int] = setting(
+        MISSING, "epochs of the two training stages", lambda v: min(v) >= 0, "two numbers, 0 or more"
+    )
+    lr: float = setting(MISSING, "Adam's learning rate", positive, "above 0")
+    hidden_size: int = setting(MISSING, "width H of the network", size, "1 or more")
 
 
 # Settings that every system's block in a dataset JSON may hold, beside the system's own.
