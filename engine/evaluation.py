@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +31,15 @@ class Splits(NamedTuple):
     database_labels: np.ndarray  # (N, num_class)
     query_labels: np.ndarray  # (Q, num_class)
     notes: list[str]  # what the user should know of them
+
+
+class Result(NamedTuple):
+    """What a test found of one kind of codes, or of real values."""
+
+    metrics: Evaluation
+    bits: int | None = None  # None: real values
+    zeros: int = 0  # entries of its codes that are 0
+    distinct: int | None = None  # codes in the database
 
 
 def open_splits(settings: Settings, memory: str | None = None) -> Splits:
@@ -108,17 +117,37 @@ def run_test(
         run.say(f"{name}: {path} ({origins[name]})" if path else f"{name}: {origins[name]}")
     for note in differs + splits.notes:
         run.say(note)
-    results, zeros, distinct = {}, {}, {}
+    results = {}
     for name, net in nets.items():
         net.bfloat16 = settings.precision == "bfloat16"
         net.to(device).eval()
-        results[name], zeros[name], distinct[name] = evaluate_network(net, splits, settings, name)
+        results[name] = evaluate_network(net, splits, settings, name)
+    first = next(iter(results))
+    return report(system.name, run, splits, results, origins[first], weights=str(weights[first]))
+
+
+def report(
+    system: str, run: Run, splits: Splits, results: Mapping[str, Result], origin: str, **facts: Any
+) -> dict[int, float]:
+    """Log the result of a test, print its table beside the published row, and end the run.
+
+    Args:
+        system: as in Json/published.json.
+        run: where to log.
+        splits: what was ranked.
+        results: by the name of their row, the one to judge first; of the others mAP@K alone is shown.
+        origin: what the first one is, for the title.
+        facts: what else the log should say of it.
+
+    Returns:
+        mAP@K of the first one by K.
+    """
     for note in {store.padding for store in (splits.database, splits.query) if store.padding}:
         run.say(note)
+    config = run.settings.config
     first, *others = results
-    judged = results[first]
-    bits = nets[first].sizes["hashcode_size"]
-    published, protocol = published_row(system.name, config.dataset, bits)
+    judged, bits, zeros, distinct = results[first]
+    published, protocol = published_row(system, config.dataset, bits)
     comparable = protocol == config.protocol
     run.event(
         "result",
@@ -126,47 +155,47 @@ def run_test(
         dataset=config.dataset,
         bits=bits,
         protocol=config.protocol,
-        weights=str(weights[first]),
-        origin=origins[first],
+        origin=origin,
         mAP=judged.map,
         mAP_tie_expected=judged.tie_averaged_map,
         precision=judged.precision,
         recall=judged.recall,
         chance=judged.chance,
         published=published if comparable else {},
-        others={name: results[name].map for name in others},
-        zero_code_entries=zeros[first],
-        distinct_codes=distinct[first],
+        others={name: results[name].metrics.map for name in others},
+        zero_code_entries=zeros,
+        distinct_codes=distinct,
         database=len(splits.database),
         queries=len(splits.query),
+        **facts,
     )
     rows = {
         first: judged.map,
         "  ties averaged": judged.tie_averaged_map,
         "  precision@K": judged.precision,
         "  recall@K": judged.recall,
-        **{name: results[name].map for name in others},
+        **{name: results[name].metrics.map for name in others},
         "chance": judged.chance,
     }
     if published and comparable:
-        rows[f"published {system.name}"] = published
+        rows[f"published {system}"] = published
     who = "the database itself" if config.query_is_database else f"{len(splits.query)} queries"
-    title = f"{config.dataset}, {bits} bits, {who}, {len(splits.database)} videos; {first}: {origins[first]}"
-    run.say(table(title, rows, settings.ks))
+    codes = f"{bits} bits" if bits else "real values"
+    title = f"{config.dataset}, {codes}, {who}, {len(splits.database)} videos; {first}: {origin}"
+    run.say(table(title, rows, run.settings.ks))
     if published and not comparable:
         how = "every database video queries" if protocol == "database" else "the query file queries"
-        run.say(f"published {system.name}: not shown, as there {how}; --protocol {protocol} compares with it")
-    run.say(f"{distinct[first]} distinct codes among the {len(splits.database)} of the database")
-    if zeros[first]:
-        run.say(f"{zeros[first]} code entries are 0 (frames in a tie); each counts half a bit")
+        run.say(f"published {system}: not shown, as there {how}; --protocol {protocol} compares with it")
+    if bits:
+        run.say(f"{distinct} distinct codes among the {len(splits.database)} of the database")
+    if zeros:
+        run.say(f"{zeros} code entries are 0 (frames in a tie); each counts half a bit")
     run.end()
     return judged.map
 
 
-def evaluate_network(
-    net: nn.Module, splits: Splits, settings: Settings, name: str
-) -> tuple[Evaluation, int, int]:
-    """Retrieval metrics of a network, how many entries of its codes are 0, distinct codes in the database."""
+def evaluate_network(net: nn.Module, splits: Splits, settings: Settings, name: str) -> Result:
+    """Retrieval metrics of a network's codes, and what else there is to say of them."""
     database = codes_of(net, splits.database, settings, f"codes ({name})")
     query = database
     if splits.query is not splits.database:
@@ -178,7 +207,7 @@ def evaluate_network(
     if zeros and not (query < 0).any() and not (database < 0).any():
         raise BadInput(f"{name}: its codes hold no -1 at all, only 0 and +1: the network has collapsed")
     result = evaluate(query, database, *labels, settings.ks, progress=True)
-    return result, zeros, count_distinct(database)
+    return Result(result, database.shape[1], zeros, count_distinct(database))
 
 
 def codes_of(net: nn.Module, store: FeatureStore, settings: Settings, description: str) -> Tensor:

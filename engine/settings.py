@@ -139,7 +139,19 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SystemSettings(Settings):
+class RankingSettings(Settings):
+    """What a ranking of database by queries is measured with."""
+
+    ks: tuple[int, ...] = setting(MISSING, "cuts K of mAP@K", cuts, "whole numbers from 1 on, each once")
+    protocol: str | None = setting(
+        None, "who asks: the query file, or every video of the database, which stays in it; None: what the "
+        "dataset JSON says, else the database if it names the same file for both",
+        lambda v: v in PROTOCOLS, "query or database",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemSettings(RankingSettings):
     """What every system of hashing is trained and tested with; each states its own published values."""
 
     max_iter: tuple[int, int] = setting(
@@ -147,12 +159,6 @@ class SystemSettings(Settings):
     )
     lr: float = setting(MISSING, "Adam's learning rate", positive, "above 0")
     hidden_size: int = setting(MISSING, "width H of the network", size, "1 or more")
-    ks: tuple[int, ...] = setting(MISSING, "cuts K of mAP@K", cuts, "whole numbers from 1 on, each once")
-    protocol: str | None = setting(
-        None, "who asks: the query file, or every video of the database, which stays in it; None: what the "
-        "dataset JSON says, else the database if it names the same file for both",
-        lambda v: v in PROTOCOLS, "query or database",
-    )  # fmt: skip
 
 
 # Settings that every system's block in a dataset JSON may hold, beside the system's own.

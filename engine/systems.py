@@ -18,7 +18,8 @@ from engine.settings import BLOCK_KEYS, Settings, SystemSettings, build, convert
 from formats.dataset import SYSTEMS, DatasetConfig, load_config
 from formats.files import BadInput, read_json
 
-TOOLS = ("tools.encode",)  # stages around the systems, each with a SYSTEM of its own that has no network
+# Stages around the systems, each with a SYSTEM of its own that has no network.
+TOOLS = ("tools.encode", "tools.baseline")
 
 
 class System(NamedTuple):
@@ -113,7 +114,8 @@ def resolve(form: Mapping[str, Any], options: Mapping[str, Any]) -> Settings:
     if system.settings.reads_dataset(stated):
         path = Path(stated.get("data_set_config", Settings.data_set_config))
         config, blocks = read_dataset(path, stated.get("protocol"), problems)
-        stated = blocks.get(system.settings.block, {}) | stated
+        block = blocks.get(system.settings.block, {})
+        stated = {name: value for name, value in block.items() if name in known} | stated
     settings = build(system.settings, stated, config=config, given=tuple(sorted(stated)))
     problems += settings.problems()
     if problems:

@@ -9,7 +9,7 @@ from formats.files import BadInput
 
 
 class TestConfig:
-    @pytest.mark.parametrize("name", ["Anet", "fcvid", "yfcc", "demo"])
+    @pytest.mark.parametrize("name", ["Anet", "fcvid", "yfcc", "ucf", "hmdb", "demo"])
     def test_shipped_ones_are_valid(self, name):
         config = load_config(ROOT / "Json" / f"{name}.json")
         check_blocks(config)
@@ -27,6 +27,14 @@ class TestConfig:
             "re_label",
             "q_label",
         ]
+
+    @pytest.mark.parametrize(("name", "num_class"), [("ucf", 101), ("hmdb", 51)])
+    def test_the_training_videos_of_the_newer_datasets_are_the_database(self, name, num_class):
+        config, fcvid = (load_config(ROOT / "Json" / f"{each}.json") for each in (name, "fcvid"))
+        assert (config.feature_size, config.max_frames, config.num_class) == (4096, 25, num_class)
+        assert (config.test.features, config.test.labels) == (config.train.features, config.train.labels)
+        assert (config.query.features[0].name, config.protocol) == (f"{name}_test_feats.h5", "query")
+        assert config.blocks == fcvid.blocks  # nothing else is published for them
 
     def test_published_keys_are_enough(self, dataset):
         del dataset.content["run"], dataset.content["bth"]
