@@ -91,6 +91,35 @@ def test_where_all_tie_the_lowest_numbers_come_first(capsys, tmp_path, engine):
     assert [row["video"] for row in rows] == ["1", "2", "3"] * 2
 
 
+@pytest.mark.parametrize("k", [2, 300])
+def test_answers_at_once_are_bounded(files, monkeypatch, capsys, k):
+    """Where all tie, or k is large, not all queries are answered at once."""
+    monkeypatch.setattr(indexes, "ANSWERS", 900)
+    monkeypatch.setattr("tools.search.ANSWERS", 900)
+    asked = []
+
+    def engine(database, k):
+        def some(queries, n):
+            asked.append(len(queries) * n)
+            videos = np.tile(np.arange(300)[-n:], (len(queries), 1))  # the wrong ones until all are asked for
+            return videos, np.zeros_like(videos)
+
+        return lambda queries: indexes.with_ties(some, queries, k, 300)
+
+    monkeypatch.setitem(indexes.INDEXES, "exact", engine)
+    _, paths = files()
+    rows = search(capsys, *paths, "--k", k)[1]
+    assert [row["video"] for row in rows] == list(map(str, range(k))) * 9
+    assert max(asked) == 900
+
+
+def test_lists_of_few_videos(files, capsys):
+    need("faiss")
+    (database, queries), paths = files(16, n=10)
+    status, rows, _ = search(capsys, *paths, "--index", "ivf", "--k", 10)
+    assert (status, rows) == (0, by_sorting(database, queries, 10))
+
+
 @pytest.mark.parametrize("index", ["hnsw", "ivf"])
 def test_approximate_indexes_are_kept_and_used_again(files, capsys, index):
     need("faiss")

@@ -23,6 +23,7 @@ from formats.files import BadInput, progress, write_whole
 from metrics import nearest_codes
 
 SPARE = 32  # neighbours asked for beyond k, to see whether the k-th ties with the next
+ANSWERS = 2**22  # neighbours of all queries that are asked for at once, to bound memory
 LINKS, BUILD_CANDIDATES, SEARCH_CANDIDATES = 32, 200, 256  # of the graph
 LISTS, PROBES, TRAINING = 4, 64, 256  # as many lists as so many roots of N; searched; videos a list
 TABLE = "codes"  # of LanceDB
@@ -62,10 +63,12 @@ def with_ties(some: Callable[[np.ndarray, int], Found], queries: np.ndarray, k: 
     open_rows = np.flatnonzero(distances[:, -1] == distances[:, k - 1])
     videos, distances = videos[:, :k].copy(), distances[:, :k].copy()
     while len(open_rows) and n < n_videos:
-        n = min(2 * n, n_videos)
-        more, away = ordered(*some(queries[open_rows], n))
-        videos[open_rows], distances[open_rows] = more[:, :k], away[:, :k]
-        open_rows = open_rows[away[:, -1] == away[:, k - 1]]
+        n, still_open = min(2 * n, n_videos), []
+        for rows in np.array_split(open_rows, -(-len(open_rows) * n // ANSWERS)):
+            more, away = ordered(*some(queries[rows], n))
+            videos[rows], distances[rows] = more[:, :k], away[:, :k]
+            still_open.append(rows[away[:, -1] == away[:, k - 1]])
+        open_rows = np.concatenate(still_open)
     return videos, distances
 
 
@@ -94,7 +97,8 @@ def lists(database: CodeFile, k: int) -> Search:
     """FAISS's inverted lists: approximate, small, quick to build."""
 
     def build() -> object:
-        n_bits, n_lists = 8 * database.codes.shape[1], max(1, int(LISTS * len(database) ** 0.5))
+        n_bits = 8 * database.codes.shape[1]
+        n_lists = min(len(database), int(LISTS * len(database) ** 0.5))
         index = faiss().IndexBinaryIVF(faiss().IndexBinaryFlat(n_bits), n_bits, n_lists)
         chosen = np.random.default_rng(0).permutation(len(database))[: TRAINING * n_lists]
         index.train(database.codes[np.sort(chosen)])
