@@ -3,6 +3,7 @@
 import csv
 import importlib
 import os
+import shutil
 
 import h5py
 import numpy as np
@@ -229,6 +230,17 @@ class TestRefusals:
         assert "its table 'codes' holds other codes; name another place" in self.refused(
             capsys, *paths, *options
         )
+
+    def test_a_damaged_table(self, files, capsys, tmp_path):
+        need("lancedb")
+        _, paths = files(16)
+        options = ("--index", "lance", "--uri", tmp_path / "table")
+        rows = search(capsys, *paths, *options)[1]
+        shutil.rmtree(tmp_path / "table/codes.lance/_versions")  # as if killed while it was written
+        assert search(capsys, *paths, *options)[1] == rows
+        shutil.rmtree(tmp_path / "table/codes.lance/data")
+        err = self.refused(capsys, *paths, *options, "--out", tmp_path / "out.csv")
+        assert f"{tmp_path}/table: cannot be used: lance error" in err
 
     def test_a_full_disk_keeps_the_previous_file(self, files, capsys, tmp_path, monkeypatch):
         _, paths = files(16)

@@ -7,6 +7,7 @@ sides, which changes no distance.
 Axes: q queries, N database videos, k neighbours.
 """
 
+import contextlib
 import hashlib
 import importlib
 import importlib.util
@@ -157,32 +158,44 @@ def lance(database: CodeFile, k: int, uri: str, names: list[str] | None) -> Sear
     """A LanceDB table, written unless it is there; every query reads it from where it lies.
 
     Raises:
-        BadInput: the table is of other codes, or cannot be opened or written.
+        BadInput: the table is of other codes, or cannot be opened, written or searched.
     """
     lancedb, arrow = package("lancedb", "lancedb"), package("pyarrow", "lancedb")
     said = {b"codes": fingerprint(database).encode(), b"bits": str(database.bits).encode()}
-    try:
+    with using(uri):
         store = lancedb.connect(uri)
-        if TABLE in store.list_tables().tables:
+        try:
             table = store.open_table(TABLE)
-            if not said.items() <= (table.schema.metadata or {}).items():
-                raise BadInput(f"{uri}: its table '{TABLE}' holds other codes; name another place")
-        else:
+        except ValueError:  # there is none, or a kill left a part of one
             table = store.create_table(TABLE, *lance_rows(arrow, database, names, said))
-    except (OSError, RuntimeError, ValueError) as error:
-        if isinstance(error, BadInput):
-            raise
-        raise BadInput(f"{uri}: cannot be used: {str(error).splitlines()[0]}") from None
+        if not said.items() <= (table.schema.metadata or {}).items():
+            raise BadInput(f"{uri}: its table '{TABLE}' holds other codes; name another place")
 
     def some(queries: np.ndarray, n: int) -> Found:
         found = []
         for query in queries:
-            ask = table.search(query.tolist(), vector_column_name="code").distance_type("hamming")
-            answer = ask.select(["video", "_distance"]).limit(n).to_arrow()
+            with using(uri):
+                ask = table.search(query.tolist(), vector_column_name="code").distance_type("hamming")
+                answer = ask.select(["video", "_distance"]).limit(n).to_arrow()
             found.append([answer[column].to_numpy() for column in ("video", "_distance")])
         return tuple(np.stack(each) for each in zip(*found, strict=True))
 
     return lambda queries: with_ties(some, queries, k, len(database))
+
+
+@contextlib.contextmanager
+def using(uri: str) -> Iterator[None]:
+    """Use a LanceDB table here.
+
+    Raises:
+        BadInput: whatever LanceDB raises, its first line.
+    """
+    try:
+        yield
+    except BadInput:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
+        raise BadInput(f"{uri}: cannot be used: {str(error).splitlines()[0]}") from None
 
 
 def lance_rows(arrow: ModuleType, database: CodeFile, names: list[str] | None, said: dict) -> tuple:
