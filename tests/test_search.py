@@ -4,11 +4,13 @@ import csv
 import importlib
 import os
 import shutil
+import subprocess
+import sys
 
 import h5py
 import numpy as np
 import pytest
-from synthetic import json_lines
+from synthetic import ROOT, json_lines
 
 from formats.bits import pack, unpack
 from formats.codefile import record, write_code_file
@@ -50,7 +52,7 @@ def files(tmp_path):
 def search(capsys, *arguments):
     status = main([str(each) for each in arguments])
     out, err = capsys.readouterr()
-    return status, list(csv.DictReader(out.splitlines())), err
+    return status, list(csv.DictReader(out.split("\n"))), err
 
 
 def by_sorting(database, queries, k):
@@ -167,6 +169,21 @@ class TestCsv:
             "2,1,2,0,ç,,",
             "3,1,3,0,d,0;1;2,0;1;2",
         ]
+
+    def test_names_of_another_editor(self, capsys, tmp_path):
+        """A byte order mark, Windows' line ends, no last one, and a separator that is no line end."""
+        path = write_codes(tmp_path / "x.h5", np.where(np.eye(2, 8), 1, -1))
+        (tmp_path / "names.txt").write_bytes("\ufeffone\u2028day\r\ntwo".encode())
+        rows = search(capsys, path, path, "--k", 1, "--video-names", tmp_path / "names.txt")[1]
+        assert [row["name"] for row in rows] == ["one\u2028day", "two"]
+
+    def test_a_reader_that_has_enough(self, files):
+        """As ``| head -1``: not an error."""
+        _, paths = files()
+        command = [sys.executable, "-m", "tools.search", *map(str, paths)]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            process.stdout.close()
+            assert (process.stderr.read(), process.wait()) == (b"", 0)
 
     def test_entries_that_were_0_are_counted(self, files, capsys, tmp_path):
         _, paths = files(16)

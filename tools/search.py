@@ -5,6 +5,7 @@ Both files are of the stage ``tools.encode``. What searches them stands in ``too
 
 import argparse
 import csv
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,7 +54,11 @@ def search(options: argparse.Namespace) -> None:
     index = INDEXES[options.index](database, options.k, *where)
     rows = neighbours(database, queries, index, options.k, names)
     if options.out is None:
-        csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
+        try:
+            csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
+            sys.stdout.flush()
+        except BrokenPipeError:  # `| head` has seen enough, also of what is flushed at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
 
     def write(path: Path) -> None:
@@ -88,7 +93,7 @@ def read_names(path: Path, database: CodeFile) -> list[str]:
         BadInput: the file cannot be read, or has another number of lines.
     """
     try:
-        names = path.read_text(encoding="utf-8").splitlines()
+        names = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except (OSError, ValueError) as error:
         raise BadInput(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
     if len(names) != len(database):
