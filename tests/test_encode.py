@@ -1,6 +1,7 @@
 """The stage that writes codes into a file: what it holds, where it goes on, what it refuses."""
 
 import os
+import shutil
 
 import h5py
 import numpy as np
@@ -174,6 +175,17 @@ class TestRefusals:
             file.attrs["bits"] = 20
         with pytest.raises(BadInput, match=r"expected 'codes' \(N, 3\) of 20 bits"):
             read_code_file(path)
+        with h5py.File(path, "r+") as file:
+            file.attrs["bits"] = 16
+            labels, codes = file["labels"][()], file["codes"][()]
+        for key, other in (("labels", labels[:, 0]), ("labels", labels[1:]), ("zeros", codes),
+                           ("codes", codes.astype(np.uint16)), ("codes", codes[:0])):  # fmt: skip
+            damaged = shutil.copy(path, tmp_path / "damaged.h5")
+            with h5py.File(damaged, "r+") as file:
+                del file[key]
+                file[key] = other
+            with pytest.raises(BadInput, match=r"expected 'codes' \(N, 2\) of 16 bits"):
+                read_code_file(damaged)
         os.truncate(path, 900)
         with pytest.raises(BadInput, match="2_16_test.h5: not a readable HDF5 file"):
             read_code_file(path)
