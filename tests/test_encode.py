@@ -128,7 +128,9 @@ def test_only_what_is_left_is_encoded_again(encode, monkeypatch):
     assert seen == [0, 60, 0]
 
 
-def test_killed_as_the_file_was_made(encode, monkeypatch):
+def test_killed_as_the_file_was_made(encode, dataset, monkeypatch):
+    """Then its features are moved."""
+
     def made(*arguments):
         write_code_file(*arguments)
         raise KeyboardInterrupt
@@ -136,6 +138,8 @@ def test_killed_as_the_file_was_made(encode, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(tools.encode, "write_code_file", made)
         assert encode()[0] == 130
+    os.rename(dataset.folder / "test.h5", dataset.folder / "moved.h5")
+    dataset.change(test="moved.h5")
     assert encode("--resume")[0] == 0
     assert sorted(os.listdir("code")) == ["2_16_query.h5", "2_16_test.h5"]
 

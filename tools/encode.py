@@ -158,7 +158,8 @@ def is_made(out: Path, said: Mapping) -> bool:
     """
     if not out.exists():
         return False
-    if not said.items() <= read_attributes(out).items():
+    own = {key: value for key, value in said.items() if key != "sources"}  # these may be moved
+    if not own.items() <= read_attributes(out).items():
         raise BadInput(f"{out}: holds codes of another network or other videos; set 'result_code_dir'")
     return True
 
