@@ -92,11 +92,15 @@ def read_code_file(path: Path) -> CodeFile:
     n_bytes = -(-int(bits) // 8)
     with reading(path), h5py.File(path, "r") as file:
         arrays = {key: find_array(file, key, path) for key in ("codes", "zeros", "labels") if key in file}
-        shapes = {key: array.shape for key, array in arrays.items()}
-        n_videos = shapes.get("zeros", (0,))[0]
-        right = all(array.dtype.kind == "u" and len(array) == n_videos > 0 for array in arrays.values())
-        if not right or shapes.get("codes") != (n_videos, n_bytes):
-            expected = f"'codes' (N, {n_bytes}) of {bits} bits, 'zeros' (N,) and perhaps 'labels' (N, ...)"
-            raise BadInput(f"{path}: expected {expected}, found {shapes}")
+        found = {key: (array.dtype.name, *array.shape) for key, array in arrays.items()}
+        n_videos = len(arrays.get("codes", ()))
+        right = {"codes": ("uint8", n_videos, n_bytes), "zeros": ("uint32", n_videos)}
+        if "labels" in found:
+            right["labels"] = ("uint8", n_videos, found["labels"][-1])
+        if found != right or n_videos == 0:
+            expected = (
+                f"'codes' (N, {n_bytes}) of {bits} bits, 'zeros' (N,) and perhaps 'labels' (N, num_class)"
+            )
+            raise BadInput(f"{path}: expected {expected}, found {found}")
         read = {key: array[()] for key, array in arrays.items()}
     return CodeFile(path, read["codes"], read["zeros"], read.get("labels"), int(bits), digest)

@@ -1,6 +1,8 @@
 """The stage that writes codes into a file: what it holds, where it goes on, what it refuses."""
 
 import os
+import re
+import shutil
 
 import h5py
 import numpy as np
@@ -10,7 +12,7 @@ from synthetic import GOLDEN, N_DATABASE, N_FRAMES, N_QUERY, WIDTH, json_lines, 
 import engine.feed
 import tools.encode
 from formats.bits import pack, unpack
-from formats.codefile import read_code_file
+from formats.codefile import read_code_file, write_code_file
 from formats.files import BadInput
 from metrics import evaluate
 from tools.codes import hash_videos, load_network
@@ -126,6 +128,44 @@ def test_only_what_is_left_is_encoded_again(encode, monkeypatch):
     assert seen == [0, 60, 0]
 
 
+def test_killed_as_the_file_was_made(encode, dataset, monkeypatch):
+    """Then its features are moved."""
+
+    def made(*arguments):
+        write_code_file(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tools.encode, "write_code_file", made)
+        assert encode()[0] == 130
+    os.rename(dataset.folder / "test.h5", dataset.folder / "moved.h5")
+    dataset.change(test="moved.h5")
+    assert encode("--resume")[0] == 0
+    assert sorted(os.listdir("code")) == ["2_16_query.h5", "2_16_test.h5"]
+
+
+@pytest.mark.parametrize(("name", "status"), [("train", 0), ("query", 2)])
+def test_two_log_folders_and_one_code_folder(encode, dataset, tmp_path, monkeypatch, name, status):
+    """Both give out the same number: no run goes on with another one's codes, or replaces its file."""
+    blocks, begun = engine.feed.encode_blocks, []
+
+    def begin(name, folder):
+        options = ("--features", dataset.folder / f"{name}.h5", "--weight_path", "weight/1_16.pth")
+        return encode(*options, "--result_log_dir", folder, "--result_weight_dir", folder)
+
+    def meanwhile(*arguments):
+        begun.append(arguments)
+        yield from blocks(*arguments)
+        if len(begun) == 1:
+            assert begin(name, "b")[0] == 0
+
+    monkeypatch.setattr(tools.encode, "encode_blocks", meanwhile)
+    found, _, err = begin("train", "a")
+    assert found == status
+    assert ("code/1_16.h5: holds codes of another network or other videos" in err) == (status == 2)
+    assert len(read_code_file(tmp_path / "work/code/1_16.h5")) == len(dataset.features[name])
+
+
 class TestRefusals:
     def test_features_need_a_network(self, encode, dataset):
         err = encode("--features", dataset.folder / "train.h5")[2]
@@ -149,14 +189,19 @@ class TestRefusals:
         assert "test.h5: video 50: not finite: codes" in encode()[2]
         assert not [name for name in os.listdir("code") if name.endswith(".h5")]
 
-    def test_a_full_disk(self, encode, monkeypatch):
-        def full(path, write):
-            raise BadInput(f"{path}: cannot be written: No space left on device")
+    @pytest.mark.parametrize("place", ["part", "file"])
+    def test_a_full_disk(self, encode, monkeypatch, place):
+        def full(*_, **__):
+            raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("formats.codefile.write_whole", full)
-        status, _, err = encode()
+        with monkeypatch.context() as patch:
+            patch.setattr("numpy.packbits" if place == "part" else "formats.codefile.blocks", full)
+            status, _, err = encode()
         assert (status, err.count("\n")) == (2, 1)
-        monkeypatch.undo()
+        name = r"code/2_16_test-.*\.part" if place == "part" else r"code/2_16_test\.h5"
+        assert re.match(f"error: {name}: cannot be written: No space left on device\n", err)
+        assert encode("--resume")[0] == 0
+        assert sorted(os.listdir("code")) == ["2_16_query.h5", "2_16_test.h5"]
 
     def test_a_file_of_other_codes_in_its_place(self, encode, dataset):
         encode()
@@ -174,6 +219,17 @@ class TestRefusals:
             file.attrs["bits"] = 20
         with pytest.raises(BadInput, match=r"expected 'codes' \(N, 3\) of 20 bits"):
             read_code_file(path)
+        with h5py.File(path, "r+") as file:
+            file.attrs["bits"] = 16
+            labels, codes = file["labels"][()], file["codes"][()]
+        for key, other in (("labels", labels[:, 0]), ("labels", labels[1:]), ("zeros", codes),
+                           ("codes", codes.astype(np.uint16)), ("codes", codes[:0])):  # fmt: skip
+            damaged = shutil.copy(path, tmp_path / "damaged.h5")
+            with h5py.File(damaged, "r+") as file:
+                del file[key]
+                file[key] = other
+            with pytest.raises(BadInput, match=r"expected 'codes' \(N, 2\) of 16 bits"):
+                read_code_file(damaged)
         os.truncate(path, 900)
         with pytest.raises(BadInput, match="2_16_test.h5: not a readable HDF5 file"):
             read_code_file(path)

@@ -3,11 +3,14 @@
 import csv
 import importlib
 import os
+import shutil
+import subprocess
+import sys
 
 import h5py
 import numpy as np
 import pytest
-from synthetic import json_lines
+from synthetic import ROOT, json_lines
 
 from formats.bits import pack, unpack
 from formats.codefile import record, write_code_file
@@ -49,7 +52,7 @@ def files(tmp_path):
 def search(capsys, *arguments):
     status = main([str(each) for each in arguments])
     out, err = capsys.readouterr()
-    return status, list(csv.DictReader(out.splitlines())), err
+    return status, list(csv.DictReader(out.split("\n"))), err
 
 
 def by_sorting(database, queries, k):
@@ -89,6 +92,35 @@ def test_where_all_tie_the_lowest_numbers_come_first(capsys, tmp_path, engine):
     options = ("--index", "lance", "--uri", tmp_path / "table") if engine == "lance" else ()
     rows = search(capsys, *paths, "--k", 3, *options)[1]
     assert [row["video"] for row in rows] == ["1", "2", "3"] * 2
+
+
+@pytest.mark.parametrize("k", [2, 300])
+def test_answers_at_once_are_bounded(files, monkeypatch, capsys, k):
+    """Where all tie, or k is large, not all queries are answered at once."""
+    monkeypatch.setattr(indexes, "ANSWERS", 900)
+    monkeypatch.setattr("tools.search.ANSWERS", 900)
+    asked = []
+
+    def engine(database, k):
+        def some(queries, n):
+            asked.append(len(queries) * n)
+            videos = np.tile(np.arange(300)[-n:], (len(queries), 1))  # the wrong ones until all are asked for
+            return videos, np.zeros_like(videos)
+
+        return lambda queries: indexes.with_ties(some, queries, k, 300)
+
+    monkeypatch.setitem(indexes.INDEXES, "exact", engine)
+    _, paths = files()
+    rows = search(capsys, *paths, "--k", k)[1]
+    assert [row["video"] for row in rows] == list(map(str, range(k))) * 9
+    assert max(asked) == 900
+
+
+def test_lists_of_few_videos(files, capsys):
+    need("faiss")
+    (database, queries), paths = files(16, n=10)
+    status, rows, _ = search(capsys, *paths, "--index", "ivf", "--k", 10)
+    assert (status, rows) == (0, by_sorting(database, queries, 10))
 
 
 @pytest.mark.parametrize("index", ["hnsw", "ivf"])
@@ -137,6 +169,21 @@ class TestCsv:
             "2,1,2,0,ç,,",
             "3,1,3,0,d,0;1;2,0;1;2",
         ]
+
+    def test_names_of_another_editor(self, capsys, tmp_path):
+        """A byte order mark, Windows' line ends, no last one, and a separator that is no line end."""
+        path = write_codes(tmp_path / "x.h5", np.where(np.eye(2, 8), 1, -1))
+        (tmp_path / "names.txt").write_bytes("\ufeffone\u2028day\r\ntwo".encode())
+        rows = search(capsys, path, path, "--k", 1, "--video-names", tmp_path / "names.txt")[1]
+        assert [row["name"] for row in rows] == ["one\u2028day", "two"]
+
+    def test_a_reader_that_has_enough(self, files):
+        """As ``| head -1``: not an error."""
+        _, paths = files()
+        command = [sys.executable, "-m", "tools.search", *map(str, paths)]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            process.stdout.close()
+            assert (process.stderr.read(), process.wait()) == (b"", 0)
 
     def test_entries_that_were_0_are_counted(self, files, capsys, tmp_path):
         _, paths = files(16)
@@ -200,6 +247,17 @@ class TestRefusals:
         assert "its table 'codes' holds other codes; name another place" in self.refused(
             capsys, *paths, *options
         )
+
+    def test_a_damaged_table(self, files, capsys, tmp_path):
+        need("lancedb")
+        _, paths = files(16)
+        options = ("--index", "lance", "--uri", tmp_path / "table")
+        rows = search(capsys, *paths, *options)[1]
+        shutil.rmtree(tmp_path / "table/codes.lance/_versions")  # as if killed while it was written
+        assert search(capsys, *paths, *options)[1] == rows
+        shutil.rmtree(tmp_path / "table/codes.lance/data")
+        err = self.refused(capsys, *paths, *options, "--out", tmp_path / "out.csv")
+        assert f"{tmp_path}/table: cannot be used: lance error" in err
 
     def test_a_full_disk_keeps_the_previous_file(self, files, capsys, tmp_path, monkeypatch):
         _, paths = files(16)

@@ -122,27 +122,46 @@ def encode_into(out: Path, source: Source, net: nn.Module, settings: EncodeSetti
         "sources": json.dumps([str(path) for path in store.paths]),
         "features": store.facts["digest"],
     }
-    if out.exists():
-        if not said.items() <= read_attributes(out).items():
-            raise BadInput(f"{out}: holds codes of another network or other videos; set 'result_code_dir'")
+    # The launch, too: another log folder may give out the same number.
+    own = "-".join(key[:8] for key in (run.launch.id, said["digest"], said["features"]))
+    part = out.with_name(f"{out.stem}-{own}.part")
+    if is_made(out, said):
+        part.unlink(missing_ok=True)  # killed between the two
         run.say(f"{out}: there already")
         return
-    part = out.with_name(f"{out.stem}-{said['digest'][:8]}-{said['features'][:8]}.part")
     size = block_size(device, settings)
     done = part.stat().st_size // kind.itemsize // size * size if part.exists() else 0
-    with open(part, "ab") as file:
-        os.truncate(part, done * kind.itemsize)  # to whole batches: others might round differently
-        blocks = encode_blocks(store, lambda frames, _: net.hash(frames), device, settings, "codes", done)
-        for codes in blocks:
-            rows = np.empty(len(codes), kind)
-            rows["code"] = np.packbits(codes.numpy() >= 0, axis=1)
-            rows["zeros"] = (codes == 0).sum(1).numpy()
-            file.write(rows.tobytes())
-    write_code_file(out, part, bits, source.labels, said)
+    blocks = encode_blocks(store, lambda frames, _: net.hash(frames), device, settings, "codes", done)
+    try:
+        with open(part, "ab") as file:
+            os.truncate(part, done * kind.itemsize)  # to whole batches: others might round differently
+            for codes in blocks:
+                rows = np.empty(len(codes), kind)
+                rows["code"] = np.packbits(codes.numpy() >= 0, axis=1)
+                rows["zeros"] = (codes == 0).sum(1).numpy()
+                file.write(rows.tobytes())
+    except OSError as error:
+        raise BadInput(f"{part}: cannot be written: {error.strerror}") from None
+    if not is_made(out, said):  # meanwhile
+        write_code_file(out, part, bits, source.labels, said)
     zeros = int(np.memmap(part, kind, "r")["zeros"].sum(dtype=np.int64))
     part.unlink()
     ties = f"; {zeros} entries were 0 (frames in a tie) and count as +1" if zeros else ""
     run.say(f"{out}: {len(store)} videos{ties}")
+
+
+def is_made(out: Path, said: Mapping) -> bool:
+    """Whether a file of codes is there already.
+
+    Raises:
+        BadInput: one of other codes is.
+    """
+    if not out.exists():
+        return False
+    own = {key: value for key, value in said.items() if key != "sources"}  # these may be moved
+    if not own.items() <= read_attributes(out).items():
+        raise BadInput(f"{out}: holds codes of another network or other videos; set 'result_code_dir'")
+    return True
 
 
 SYSTEM = System("tools.encode", EncodeSettings, stages=("tools.encode",))

@@ -7,6 +7,7 @@ sides, which changes no distance.
 Axes: q queries, N database videos, k neighbours.
 """
 
+import contextlib
 import hashlib
 import importlib
 import importlib.util
@@ -23,6 +24,7 @@ from formats.files import BadInput, progress, write_whole
 from metrics import nearest_codes
 
 SPARE = 32  # neighbours asked for beyond k, to see whether the k-th ties with the next
+ANSWERS = 2**22  # neighbours of all queries that are asked for at once, to bound memory
 LINKS, BUILD_CANDIDATES, SEARCH_CANDIDATES = 32, 200, 256  # of the graph
 LISTS, PROBES, TRAINING = 4, 64, 256  # as many lists as so many roots of N; searched; videos a list
 TABLE = "codes"  # of LanceDB
@@ -62,10 +64,12 @@ def with_ties(some: Callable[[np.ndarray, int], Found], queries: np.ndarray, k: 
     open_rows = np.flatnonzero(distances[:, -1] == distances[:, k - 1])
     videos, distances = videos[:, :k].copy(), distances[:, :k].copy()
     while len(open_rows) and n < n_videos:
-        n = min(2 * n, n_videos)
-        more, away = ordered(*some(queries[open_rows], n))
-        videos[open_rows], distances[open_rows] = more[:, :k], away[:, :k]
-        open_rows = open_rows[away[:, -1] == away[:, k - 1]]
+        n, still_open = min(2 * n, n_videos), []
+        for rows in np.array_split(open_rows, -(-len(open_rows) * n // ANSWERS)):
+            more, away = ordered(*some(queries[rows], n))
+            videos[rows], distances[rows] = more[:, :k], away[:, :k]
+            still_open.append(rows[away[:, -1] == away[:, k - 1]])
+        open_rows = np.concatenate(still_open)
     return videos, distances
 
 
@@ -94,7 +98,8 @@ def lists(database: CodeFile, k: int) -> Search:
     """FAISS's inverted lists: approximate, small, quick to build."""
 
     def build() -> object:
-        n_bits, n_lists = 8 * database.codes.shape[1], max(1, int(LISTS * len(database) ** 0.5))
+        n_bits = 8 * database.codes.shape[1]
+        n_lists = min(len(database), int(LISTS * len(database) ** 0.5))
         index = faiss().IndexBinaryIVF(faiss().IndexBinaryFlat(n_bits), n_bits, n_lists)
         chosen = np.random.default_rng(0).permutation(len(database))[: TRAINING * n_lists]
         index.train(database.codes[np.sort(chosen)])
@@ -153,32 +158,44 @@ def lance(database: CodeFile, k: int, uri: str, names: list[str] | None) -> Sear
     """A LanceDB table, written unless it is there; every query reads it from where it lies.
 
     Raises:
-        BadInput: the table is of other codes, or cannot be opened or written.
+        BadInput: the table is of other codes, or cannot be opened, written or searched.
     """
     lancedb, arrow = package("lancedb", "lancedb"), package("pyarrow", "lancedb")
     said = {b"codes": fingerprint(database).encode(), b"bits": str(database.bits).encode()}
-    try:
+    with using(uri):
         store = lancedb.connect(uri)
-        if TABLE in store.list_tables().tables:
+        try:
             table = store.open_table(TABLE)
-            if not said.items() <= (table.schema.metadata or {}).items():
-                raise BadInput(f"{uri}: its table '{TABLE}' holds other codes; name another place")
-        else:
+        except ValueError:  # there is none, or a kill left a part of one
             table = store.create_table(TABLE, *lance_rows(arrow, database, names, said))
-    except (OSError, RuntimeError, ValueError) as error:
-        if isinstance(error, BadInput):
-            raise
-        raise BadInput(f"{uri}: cannot be used: {str(error).splitlines()[0]}") from None
+        if not said.items() <= (table.schema.metadata or {}).items():
+            raise BadInput(f"{uri}: its table '{TABLE}' holds other codes; name another place")
 
     def some(queries: np.ndarray, n: int) -> Found:
         found = []
         for query in queries:
-            ask = table.search(query.tolist(), vector_column_name="code").distance_type("hamming")
-            answer = ask.select(["video", "_distance"]).limit(n).to_arrow()
+            with using(uri):
+                ask = table.search(query.tolist(), vector_column_name="code").distance_type("hamming")
+                answer = ask.select(["video", "_distance"]).limit(n).to_arrow()
             found.append([answer[column].to_numpy() for column in ("video", "_distance")])
         return tuple(np.stack(each) for each in zip(*found, strict=True))
 
     return lambda queries: with_ties(some, queries, k, len(database))
+
+
+@contextlib.contextmanager
+def using(uri: str) -> Iterator[None]:
+    """Use a LanceDB table here.
+
+    Raises:
+        BadInput: whatever LanceDB raises, its first line.
+    """
+    try:
+        yield
+    except BadInput:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
+        raise BadInput(f"{uri}: cannot be used: {str(error).splitlines()[0]}") from None
 
 
 def lance_rows(arrow: ModuleType, database: CodeFile, names: list[str] | None, said: dict) -> tuple:

@@ -5,6 +5,7 @@ Both files are of the stage ``tools.encode``. What searches them stands in ``too
 
 import argparse
 import csv
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +15,9 @@ import numpy as np
 from engine.launch import Parser, exit_status
 from formats.codefile import CodeFile, read_code_file
 from formats.files import BadInput, expand, progress, write_whole
-from tools.indexes import INDEXES, Search
+from tools.indexes import ANSWERS, INDEXES, Search
 
-BLOCK = 1024  # queries at a time
+QUERIES = 1024  # at a time, at most
 
 
 def main(arguments: list[str]) -> int:
@@ -50,9 +51,14 @@ def search(options: argparse.Namespace) -> None:
         raise BadInput("--uri: expected with --index lance, and only there")
     names = read_names(options.video_names, database) if options.video_names else None
     where = (options.uri, names) if options.index == "lance" else ()
-    rows = neighbours(database, queries, INDEXES[options.index](database, options.k, *where), names)
+    index = INDEXES[options.index](database, options.k, *where)
+    rows = neighbours(database, queries, index, options.k, names)
     if options.out is None:
-        csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
+        try:
+            csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
+            sys.stdout.flush()
+        except BrokenPipeError:  # `| head` has seen enough, also of what is flushed at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
 
     def write(path: Path) -> None:
@@ -87,7 +93,7 @@ def read_names(path: Path, database: CodeFile) -> list[str]:
         BadInput: the file cannot be read, or has another number of lines.
     """
     try:
-        names = path.read_text(encoding="utf-8").splitlines()
+        names = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except (OSError, ValueError) as error:
         raise BadInput(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
     if len(names) != len(database):
@@ -96,14 +102,15 @@ def read_names(path: Path, database: CodeFile) -> list[str]:
 
 
 def neighbours(
-    database: CodeFile, queries: CodeFile, search: Search, names: list[str] | None
+    database: CodeFile, queries: CodeFile, search: Search, k: int, names: list[str] | None
 ) -> Iterator[list]:
     """The lines of the CSV: a header, then k neighbours of every query."""
     labelled = database.labels is not None and queries.labels is not None
     yield ["query", "rank", "video", "distance", *(["name"] if names else []),
            *(["query_labels", "video_labels"] if labelled else [])]  # fmt: skip
-    for start in progress(range(0, len(queries), BLOCK), "searching"):
-        videos, distances = search(queries.codes[start : start + BLOCK])
+    size = max(1, min(QUERIES, ANSWERS // k))
+    for start in progress(range(0, len(queries), size), "searching"):
+        videos, distances = search(queries.codes[start : start + size])
         for row, (found, away) in enumerate(zip(videos.tolist(), distances.tolist(), strict=True), start):
             for rank, (video, distance) in enumerate(zip(found, away, strict=True), 1):
                 line = [row, rank, video, int(distance)]
