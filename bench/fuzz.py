@@ -36,6 +36,7 @@ from data import FeatureStore
 from engine.checkpoint import load_moments, load_weights
 from engine.launch import first_look, resumed
 from engine.systems import check_blocks, resolve
+from formats.codefile import read_code_file, record, write_code_file
 from formats.dataset import load_config
 from formats.files import BadInput
 from formats.labels import load_labels
@@ -85,6 +86,9 @@ def write_dataset(folder: Path) -> None:
         with h5py.File(folder / f"{name}.h5", "w") as file:
             for key, array in arrays.items():
                 file[key] = array
+    rows = np.zeros(N, record(B))
+    (folder / "part").write_bytes(rows.tobytes())
+    write_code_file(folder / "codes.h5", folder / "part", B, hot, {"digest": "x", "system": "WSCH"})
     settings = resolve({"data_set_config": str(folder / "dataset.json"), "stage": "train"}, {})
     net = fresh_network(settings, D)
     adam = torch.optim.Adam(net.parameters())
@@ -96,9 +100,9 @@ def write_dataset(folder: Path) -> None:
         "optimizer": adam.state_dict(), "position": (1, 0, 0), "sums": {}, "losses": {}, "seconds": 1.0,
         "logs": {},
     })  # fmt: skip
-    record = {"event": "reserved", "runs": [1], "stages": ["train"], "launch": "x", "options": {"lr": 1e-3},
+    reserved = {"event": "reserved", "runs": [1], "stages": ["train"], "launch": "x", "options": {"lr": 1e-3},
               "settings": settings.as_dict(), "dataset": settings.config.facts}  # fmt: skip
-    lines = [record, {"event": "start", "weights": {"a": "x.pth"}}, {"event": "epoch", "losses": {}}]
+    lines = [reserved, {"event": "start", "weights": {"a": "x.pth"}}, {"event": "epoch", "losses": {}}]
     (folder / "1.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -249,6 +253,7 @@ def readers(folder: Path) -> dict[str, tuple[list[str], Callable[[Path], None]]]
         "mat73": (["mat73.mat", "sparse73.mat"], read_labels),
         "json": (["dataset.json"], read_config),
         "pth": (["1_16.pth"], read_weights),
+        "codes": (["codes.h5"], read_code_file),
         "jsonl": (["1.jsonl"], read_log),
     }
 
