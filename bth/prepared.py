@@ -23,7 +23,7 @@ from data import open_store
 from engine.checkpoint import load_weights
 from engine.device import check_stop
 from formats.files import BadInput, expand, progress, write_whole
-from formats.hdf5 import find_array, reading
+from formats.hdf5 import find_array, read_text, reading, write_texts
 from formats.weights import digest
 
 MADE_FROM = "made_from"  # the attribute
@@ -218,7 +218,7 @@ def make(
     def write_stamped(temporary: Path) -> None:
         with h5py.File(temporary, "w") as file:
             write(file)
-            file.attrs[MADE_FROM] = stamp
+            write_texts(file, {MADE_FROM: stamp})
 
     write_whole(path, write_stamped)
     say(f"{path}: written" + (" anew, the one there was made from something else" if found else ""))
@@ -232,8 +232,8 @@ def made_from(path: Path) -> str | None:
     """
     check_there(path)
     with reading(path), h5py.File(path, "r") as file:
-        found = file.attrs.get(MADE_FROM)
-    return found if isinstance(found, str) else None
+        found = read_text(file, MADE_FROM) or ""
+    return found if found.startswith(("network ", "latents ")) else None
 
 
 def check_there(path: Path) -> None:

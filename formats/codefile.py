@@ -2,11 +2,13 @@
 
 HDF5 with ``codes`` uint8 (N, ceil(b / 8)), first bit highest; ``zeros`` uint32 (N,), how many entries of a
 video's code were 0 and became +1; ``labels`` uint8 (N, num_class) where there are any; and as attributes
-``bits``, ``system``, ``dataset`` (trained on), ``digest`` (of the network), ``settings`` and ``sources``.
+``bits``, ``codes_digest`` and, of the network, ``digest``, ``system``, ``dataset`` (trained on), then
+``settings``, ``sources`` and ``features`` (their digest).
 
 Axes: N videos, b bits.
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +17,9 @@ import h5py
 import numpy as np
 
 from formats.files import BadInput, write_whole
-from formats.hdf5 import find_array, reading
+from formats.hdf5 import find_array, read_text, reading, write_texts
 
+TEXTS = ("digest", "codes_digest", "system", "dataset", "settings", "sources", "features")  # attributes
 BLOCK = 1 << 16  # videos copied at a time
 
 
@@ -30,6 +33,7 @@ class CodeFile:
     labels: np.ndarray | None  # (N, num_class) uint8
     bits: int
     digest: str  # of the network
+    fingerprint: str  # of the codes
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -52,11 +56,14 @@ def write_code_file(path: Path, part: Path, bits: int, labels: np.ndarray | None
         with h5py.File(temporary, "w") as file:
             codes = file.create_dataset("codes", (len(records), records["code"].shape[1]), "u1")
             zeros = file.create_dataset("zeros", (len(records),), "<u4")
+            found = hashlib.sha256()
             for rows in blocks(len(records)):
                 codes[rows], zeros[rows] = records["code"][rows], records["zeros"][rows]
+                found.update(np.ascontiguousarray(records["code"][rows]))
             if labels is not None:
                 file["labels"] = labels
-            file.attrs.update({"bits": bits, **attributes})
+            file.attrs["bits"] = bits
+            write_texts(file, {**attributes, "codes_digest": found.hexdigest()[:16]})
 
     write_whole(path, write)
 
@@ -67,30 +74,29 @@ def blocks(n_videos: int) -> Iterator[slice]:
         yield slice(start, min(start + BLOCK, n_videos))
 
 
-def read_attributes(path: Path) -> dict[str, object]:
+def read_attributes(path: Path) -> dict[str, str | None]:
     """What a file of codes says of itself.
 
     Raises:
         BadInput: it is damaged.
     """
     with reading(path), h5py.File(path, "r") as file:
-        return dict(file.attrs)
+        return {key: read_text(file, key) for key in TEXTS}
 
 
 def read_code_file(path: Path) -> CodeFile:
-    """Read a file of codes into memory: a million codes of 64 bits are 8 MB.
+    """Read a file of codes: a million codes of 64 bits are 8 MB.
 
     Raises:
         BadInput: it is missing, damaged, or no file of codes.
     """
     if not path.exists():
         raise BadInput(f"{path}: no such file of codes; stage tools.encode makes one")
-    said = read_attributes(path)
-    bits, digest = said.get("bits"), said.get("digest")
-    if not isinstance(bits, np.integer) or not 0 < bits <= 2**16 or not isinstance(digest, str):
-        raise BadInput(f"{path}: no file of codes: expected the attributes 'bits' and 'digest'")
-    n_bytes = -(-int(bits) // 8)
     with reading(path), h5py.File(path, "r") as file:
+        bits, (digest, fingerprint) = file.attrs.get("bits"), (read_text(file, key) for key in TEXTS[:2])
+        if not isinstance(bits, np.integer) or not 0 < bits <= 2**16 or not (digest and fingerprint):
+            raise BadInput(f"{path}: no file of codes: expected the attributes 'bits' and {TEXTS[:2]}")
+        n_bytes = -(-int(bits) // 8)
         arrays = {key: find_array(file, key, path) for key in ("codes", "zeros", "labels") if key in file}
         found = {key: (array.dtype.name, *array.shape) for key, array in arrays.items()}
         n_videos = len(arrays.get("codes", ()))
@@ -98,9 +104,9 @@ def read_code_file(path: Path) -> CodeFile:
         if "labels" in found:
             right["labels"] = ("uint8", n_videos, found["labels"][-1])
         if found != right or n_videos == 0:
-            expected = (
-                f"'codes' (N, {n_bytes}) of {bits} bits, 'zeros' (N,) and perhaps 'labels' (N, num_class)"
-            )
+            expected = f"'codes' (N, {n_bytes}) of {bits} bits, 'zeros' (N,), perhaps 'labels' (N, num_class)"
             raise BadInput(f"{path}: expected {expected}, found {found}")
         read = {key: array[()] for key, array in arrays.items()}
-    return CodeFile(path, read["codes"], read["zeros"], read.get("labels"), int(bits), digest)
+    if hashlib.sha256(read["codes"]).hexdigest()[:16] != fingerprint:
+        raise BadInput(f"{path}: damaged: its codes are not those that were written (their digest differs)")
+    return CodeFile(path, read["codes"], read["zeros"], read.get("labels"), int(bits), digest, fingerprint)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
+import numpy as np
 
 from formats.files import BadInput, some
 
@@ -84,3 +85,17 @@ def check_array(array: h5py.Dataset, where: str) -> None:
     expected, found = math.prod(-(-size // chunk) for size, chunk in sides), array.id.get_num_chunks()
     if found < expected:
         raise BadInput(f"{where} is incomplete: {found} of {expected} chunks were written")
+
+
+def write_texts(file: h5py.File, texts: dict[str, str]) -> None:
+    """Texts as attributes of fixed length: HDF5 can search for ever in a damaged one of variable length."""
+    for key, text in texts.items():
+        file.attrs[key] = np.bytes_(text.encode())
+
+
+def read_text(file: h5py.File, key: str) -> str | None:
+    """A text among the attributes, of fixed or variable length; None: there is none."""
+    found = file.attrs.get(key)
+    if isinstance(found, bytes):
+        return found.decode(errors="replace")
+    return found if isinstance(found, str) else None

@@ -41,8 +41,12 @@ def test_database_and_queries_of_the_dataset(encode, dataset):
         assert f"code/2_16_{name}.h5: {count} videos{zeros}" in out
     with h5py.File("code/2_16_test.h5") as file:
         said = dict(file.attrs)
-    assert (said["system"], said["dataset"], said["bits"]) == ("WSCH", "pretrain on synthetic, seed 3346", 16)
-    assert str(dataset.folder / "test.h5") in said["sources"]
+    assert (said["system"], said["dataset"], said["bits"]) == (
+        b"WSCH",
+        b"pretrain on synthetic, seed 3346",
+        16,
+    )
+    assert str(dataset.folder / "test.h5") in said["sources"].decode()
 
 
 def test_any_features_without_labels_or_a_dataset(encode, dataset, tmp_path):
@@ -233,3 +237,20 @@ class TestRefusals:
         os.truncate(path, 900)
         with pytest.raises(BadInput, match="2_16_test.h5: not a readable HDF5 file"):
             read_code_file(path)
+
+    def test_a_flipped_bit(self, encode, tmp_path):
+        encode()
+        path = tmp_path / "work/code/2_16_test.h5"
+        with h5py.File(path, "r+") as file:
+            file["codes"][3, 1] ^= 4
+        with pytest.raises(
+            BadInput, match="2_16_test.h5: damaged: its codes are not those that were written"
+        ):
+            read_code_file(path)
+
+    def test_features_under_another_name(self, encode, dataset, tmp_path):
+        with h5py.File(tmp_path / "x.h5", "w") as file:
+            file["frames"] = dataset.features["query"]
+        options = ("--features", tmp_path / "x.h5", "--weight_path", "weight/1_16.pth")
+        assert "no dataset 'feats'" in encode(*options)[2]
+        assert encode(*options, "--feature_key", "frames")[0] == 0

@@ -37,6 +37,7 @@ class EncodeSettings(Settings):
     features: tuple[str, ...] = setting(
         (), "HDF5 files of the videos to encode, read as one; none: database and queries of the dataset JSON"
     )
+    feature_key: str = setting("feats", "HDF5 dataset of the files in 'features'")
     result_code_dir: str = setting("code", "folder of the files of codes")
     batch_size: int = setting(128, "videos in a batch", positive, "1 or more")
 
@@ -94,7 +95,8 @@ def open_sources(settings: EncodeSettings, net: nn.Module) -> dict[str, Source]:
     config = settings.config
     if config is None:
         files = [expand(name) for name in settings.features]
-        return {"": Source(FeatureStore(files, net.n_frames, net.sizes["input_size"], "disk"), None)}
+        width, key = net.sizes["input_size"], settings.feature_key
+        return {"": Source(FeatureStore(files, net.n_frames, width, "disk", key=key), None)}
     if config.feature_size != net.sizes["input_size"]:
         found = f"the network's are {net.sizes['input_size']}"
         raise BadInput(f"{config.path}: its features are {config.feature_size} wide, {found}")

@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -26,7 +27,8 @@ from metrics import nearest_codes
 SPARE = 32  # neighbours asked for beyond k, to see whether the k-th ties with the next
 ANSWERS = 2**22  # neighbours of all queries that are asked for at once, to bound memory
 LINKS, BUILD_CANDIDATES, SEARCH_CANDIDATES = 32, 200, 256  # of the graph
-LISTS, PROBES, TRAINING = 4, 64, 256  # as many lists as so many roots of N; searched; videos a list
+# As many lists as so many roots of N, none of fewer videos; lists searched; videos a list to train with.
+LISTS, LEAST, PROBES, TRAINING = 4, 40, 64, 256
 TABLE = "codes"  # of LanceDB
 ROWS = 1 << 16  # of a batch written to it
 
@@ -99,7 +101,7 @@ def lists(database: CodeFile, k: int) -> Search:
 
     def build() -> object:
         n_bits = 8 * database.codes.shape[1]
-        n_lists = min(len(database), int(LISTS * len(database) ** 0.5))
+        n_lists = max(1, min(len(database) // LEAST, int(LISTS * len(database) ** 0.5)))
         index = faiss().IndexBinaryIVF(faiss().IndexBinaryFlat(n_bits), n_bits, n_lists)
         chosen = np.random.default_rng(0).permutation(len(database))[: TRAINING * n_lists]
         index.train(database.codes[np.sort(chosen)])
@@ -134,24 +136,23 @@ def kept(database: CodeFile, kind: str, build: Callable[[], object]) -> object:
     Raises:
         BadInput: it is damaged, or cannot be written.
     """
-    path = database.path.with_name(f"{database.path.stem}.{kind}-{fingerprint(database)}.faiss")
-    if path.exists():
-        try:
-            index = faiss().read_index_binary(str(path))
-        except RuntimeError:
-            raise BadInput(f"{path}: a damaged index; delete it, and it is built anew") from None
-        if index.ntotal != len(database) or index.d != 8 * database.codes.shape[1]:
-            raise BadInput(f"{path}: an index of other codes; delete it, and it is built anew")
-        return index
+    path = database.path.with_name(f"{database.path.stem}.{kind}-{database.fingerprint}.faiss")
+    check = path.with_suffix(".sha256")  # FAISS reads some damage without a word, and dies of other
+    if path.exists() and check.exists():
+        if check.read_text().strip() != sha256(path):
+            raise BadInput(f"{path}: a damaged index; delete it, and it is built anew")
+        return faiss().read_index_binary(str(path))
     index = build()
     write_whole(path, lambda temporary: faiss().write_index_binary(index, str(temporary)))
+    write_whole(check, lambda temporary: temporary.write_text(f"{sha256(path)}\n"))
     print(f"{path}: built; the next search uses it again", file=sys.stderr)
     return index
 
 
-def fingerprint(database: CodeFile) -> str:
-    """Of the codes of a file."""
-    return hashlib.sha256(np.ascontiguousarray(database.codes)).hexdigest()[:12]
+def sha256(path: Path) -> str:
+    """The digest of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def lance(database: CodeFile, k: int, uri: str, names: list[str] | None) -> Search:
@@ -161,7 +162,7 @@ def lance(database: CodeFile, k: int, uri: str, names: list[str] | None) -> Sear
         BadInput: the table is of other codes, or cannot be opened, written or searched.
     """
     lancedb, arrow = package("lancedb", "lancedb"), package("pyarrow", "lancedb")
-    said = {b"codes": fingerprint(database).encode(), b"bits": str(database.bits).encode()}
+    said = {b"codes": database.fingerprint.encode(), b"bits": str(database.bits).encode()}
     with using(uri):
         store = lancedb.connect(uri)
         try:
