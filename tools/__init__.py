@@ -1,3 +1,3 @@
-"""Around the systems: a door for Python (codes), a report on a dataset (inspect)."""
+"""Around the systems: baselines, codes out (encode, search), a door for Python (codes), a report (inspect)."""
 
 import engine  # noqa: F401 - first of all, before torch is loaded: it says how torch's threads wait
