@@ -49,7 +49,7 @@ def compare(n: int, bits: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "database.h5"
         codes = synthetic(n, bits, 0)
-        database = CodeFile(path, codes, np.zeros(n, "u4"), None, bits, "")
+        database = CodeFile(path, codes, np.zeros(n, "u4"), None, bits, "", "synthetic")
         reach = None
         for name, engine in INDEXES.items():
             began = time.perf_counter()
