@@ -85,7 +85,7 @@ def read_attributes(path: Path) -> dict[str, str | None]:
 
 
 def read_code_file(path: Path) -> CodeFile:
-    """Read a file of codes: a million codes of 64 bits are 8 MB.
+    """Read a file of codes; its arrays stay in the file until they are used.
 
     Raises:
         BadInput: it is missing, damaged, or no file of codes.
@@ -106,7 +106,13 @@ def read_code_file(path: Path) -> CodeFile:
         if found != right or n_videos == 0:
             expected = f"'codes' (N, {n_bytes}) of {bits} bits, 'zeros' (N,), perhaps 'labels' (N, num_class)"
             raise BadInput(f"{path}: expected {expected}, found {found}")
-        read = {key: array[()] for key, array in arrays.items()}
+        read = {key: mapped(path, array) for key, array in arrays.items()}
     if hashlib.sha256(read["codes"]).hexdigest()[:16] != fingerprint:
         raise BadInput(f"{path}: damaged: its codes are not those that were written (their digest differs)")
     return CodeFile(path, read["codes"], read["zeros"], read.get("labels"), int(bits), digest, fingerprint)
+
+
+def mapped(path: Path, array: h5py.Dataset) -> np.ndarray:
+    """An array in place, as ``write_code_file`` lays it out; read where it is stored otherwise."""
+    offset = array.id.get_offset()
+    return array[()] if offset is None else np.memmap(path, array.dtype, "r", offset, array.shape)
