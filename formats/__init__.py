@@ -1,1 +1,1 @@
-"""What all read and write: safe files, weights, the dataset JSON, labels. The ground floor of the project."""
+"""The ground floor: safe files, dataset JSON, HDF5, MAT, labels, weights, codes as bytes, the processor."""
