@@ -176,7 +176,7 @@ def is_record(record: Any) -> bool:
         return False
     runs, stages = record.get("runs"), record.get("stages")
     lists = isinstance(runs, list) and isinstance(stages, list) and len(runs) == len(stages) > 0
-    parts = (record.get("options"), record.get("settings"), record.get("dataset", {}))
+    parts = (record.get("options"), record.get("settings"), record.get("dataset") or {})
     objects = all(isinstance(part, dict) for part in parts)
     if not (lists and objects and all(type(n) is int for n in runs) and all(type(s) is str for s in stages)):
         return False

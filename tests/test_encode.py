@@ -148,6 +148,18 @@ def test_killed_as_the_file_was_made(encode, dataset, monkeypatch):
     assert sorted(os.listdir("code")) == ["2_16_query.h5", "2_16_test.h5"]
 
 
+def test_features_without_a_dataset_go_on_too(encode, dataset, monkeypatch):
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tools.encode, "write_code_file", killed)
+        options = ("--features", dataset.folder / "test.h5", "--weight_path", "weight/1_16.pth")
+        assert encode(*options)[0] == 130
+    assert encode("--resume")[0] == 0
+    assert os.listdir("code") == ["2_16.h5"]
+
+
 @pytest.mark.parametrize(("name", "status"), [("train", 0), ("query", 2)])
 def test_two_log_folders_and_one_code_folder(encode, dataset, tmp_path, monkeypatch, name, status):
     """Both give out the same number: no run goes on with another one's codes, or replaces its file."""
