@@ -168,38 +168,69 @@ def evaluate(
     query, database = check_codes(query, database)
     query_labels, database_labels = _labels(query_labels, database_labels, len(query), len(database))
     ks = _cuts(ks, len(database))
-    cuts = torch.tensor(ks) - 1  # (number of cuts,)
     depth = max(ks)
     # Equal label rows are one pattern: relevance is looked up in a (queries, patterns) table.
     patterns, pattern, sizes = _label_patterns(database_labels)
     pattern, sizes = pattern.to(query.device), sizes.to(query.device)
     patterns = patterns.to(query.device, torch.float32)
 
-    # Made beforehand: small results kept from every block would scatter the blocks' memory.
-    ap, tie_ap, found = torch.empty(3, len(query), len(ks), dtype=torch.float64)  # (Q, cuts) each
-    total = torch.empty(len(query), 1, dtype=torch.float64)
+    tally = Tally(len(query), ks)
     quiet = None if progress else True  # None: quiet where the output is not a terminal
     with tqdm(total=len(query), desc="ranking", unit="query", delay=2, leave=False, disable=quiet) as bar:
         for rows, ranking in _ranked_blocks(query, database, depth):
             table = query_labels[rows].to(query.device, torch.float32) @ patterns.T > 0  # (q, patterns)
-            relevant = table.gather(1, pattern[ranking.index]).cpu()  # (q, K)
+            relevant = table.gather(1, pattern[ranking.index])  # (q, K)
             tie_row = ranking.tie_row[table[ranking.tie_row, pattern[ranking.tie_index]]]
-            n = ranking.tie_row.bincount(minlength=len(table)).cpu()
-            r = tie_row.bincount(minlength=len(table)).cpu()
-            distance = ranking.distance.cpu()
-            ap[rows] = _average_precision(relevant)[:, cuts]
-            tie_ap[rows] = _tie_averaged_precision(relevant, distance, n, r)[:, cuts]
-            found[rows] = relevant.cumsum(1)[:, cuts].double()
-            total[rows] = (table * sizes).sum(1, keepdim=True).cpu().double()
+            n = ranking.tie_row.bincount(minlength=len(table))
+            r = tie_row.bincount(minlength=len(table))
+            tally.add(rows, relevant, ranking.distance, n, r, (table * sizes).sum(1))
             bar.update(len(table))
-    k = torch.tensor(ks).double()
-    return Evaluation(
-        map=_mean(ks, ap),
-        tie_averaged_map=_mean(ks, tie_ap),
-        precision=_mean(ks, found / k),
-        recall=_mean(ks, found / total.clamp(min=1)),
-        chance=_mean(ks, _chance(total, len(database), k)),
-    )
+    return tally.means(len(database))
+
+
+class Tally:
+    """The metrics of every query, gathered from blocks of ranked ones; whatever they were ranked by.
+
+    Args:
+        n_queries: Q.
+        ks: the cuts K.
+    """
+
+    def __init__(self, n_queries: int, ks: Sequence[int]):
+        self.ks, self.cuts = list(ks), torch.tensor(ks) - 1  # (number of cuts,)
+        # Made beforehand: small results kept from every block would scatter the blocks' memory.
+        self.ap, self.tie_ap, self.found = torch.empty(3, n_queries, len(ks), dtype=torch.float64)
+        self.total = torch.empty(n_queries, 1, dtype=torch.float64)
+
+    def add(
+        self, rows: slice, relevant: Tensor, distance: Tensor, last_n: Tensor, last_r: Tensor, total: Tensor
+    ) -> None:
+        """Take over the first K of the ranking of a block of queries.
+
+        Args:
+            rows: which queries they are, q of them.
+            relevant: in rank order, bool, (q, K).
+            distance: in rank order; equal ones tie, (q, K).
+            last_n: videos that tie with the K-th, (q,).
+            last_r: relevant ones among these, (q,).
+            total: relevant videos in the database, (q,).
+        """
+        relevant, distance, last_n, last_r = (x.cpu() for x in (relevant, distance, last_n, last_r))
+        self.ap[rows] = _average_precision(relevant)[:, self.cuts]
+        self.tie_ap[rows] = _tie_averaged_precision(relevant, distance, last_n, last_r)[:, self.cuts]
+        self.found[rows] = relevant.cumsum(1)[:, self.cuts].double()
+        self.total[rows] = total[:, None].cpu().double()
+
+    def means(self, n_videos: int) -> Evaluation:
+        """Means over all queries, of a database of so many videos."""
+        k = torch.tensor(self.ks).double()
+        return Evaluation(
+            map=_mean(self.ks, self.ap),
+            tie_averaged_map=_mean(self.ks, self.tie_ap),
+            precision=_mean(self.ks, self.found / k),
+            recall=_mean(self.ks, self.found / self.total.clamp(min=1)),
+            chance=_mean(self.ks, _chance(self.total, n_videos, k)),
+        )
 
 
 def _average_precision(relevant: Tensor) -> Tensor:

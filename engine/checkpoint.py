@@ -22,7 +22,7 @@ from engine.settings import Settings, fields
 from formats.files import BadInput, expand
 from formats.weights import checked_weight, read_checkpoint
 
-PUBLISHED = "published weights, which do not say of what"  # the origin of such
+OF_UNKNOWN = "published weights, which do not say of what"  # the origin of such
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def load_weights(
     if problems := wrong_sizes(net.sizes, settings, to_train):
         raise BadInput(f"{path}: {'; '.join(problems)}")
     if "stage" not in content:
-        return Weights(path, net, content.get("optimizer"), PUBLISHED, [])
+        return Weights(path, net, content.get("optimizer"), OF_UNKNOWN, [])
     differs = not_its_own(content, settings, training_features(settings), to_train)
     return Weights(path, net, content["optimizer"], origin(content), differs)
 

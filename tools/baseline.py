@@ -31,7 +31,7 @@ from engine.runs import Run
 from engine.settings import RankingSettings, cuts, positive, setting
 from engine.systems import System
 from formats.files import BadInput, progress
-from metrics import Evaluation, _average_precision, _chance, _mean, _tie_averaged_precision, sign
+from metrics import Evaluation, Tally, sign
 
 METHODS = {
     "mean": "cosine of mean-pooled features",
@@ -231,10 +231,8 @@ def evaluate_cosine(
     Returns:
         Every metric at every K.
     """
-    cuts, depth = torch.tensor(ks) - 1, max(ks)
+    depth, tally = max(ks), Tally(len(query), ks)
     database_labels = database_labels.float()
-    ap, tie_ap, found = torch.empty(3, len(query), len(ks), dtype=torch.float64)  # (Q, cuts) each
-    total = torch.empty(len(query), 1, dtype=torch.float64)
     size = max(1, COSINES // len(database))
     for start in progress(range(0, len(query), size), "ranking"):
         rows = slice(start, start + size)
@@ -245,20 +243,9 @@ def evaluate_cosine(
         relevant = query_labels[rows].float() @ database_labels.T > 0  # (q, N)
         nearest, ranked = distance.gather(1, index), relevant.gather(1, index)  # (q, K)
         tied = distance == nearest[:, -1:]  # (q, N) with the K-th
-        n, r = tied.sum(1), (tied & relevant).sum(1)  # (q,)
-        ap[rows] = _average_precision(ranked)[:, cuts]
-        tie_ap[rows] = _tie_averaged_precision(ranked, nearest, n, r)[:, cuts]
-        found[rows] = ranked.cumsum(1)[:, cuts].double()
-        total[rows] = relevant.sum(1, keepdim=True).double()
+        tally.add(rows, ranked, nearest, tied.sum(1), (tied & relevant).sum(1), relevant.sum(1))
         check_stop()
-    k = torch.tensor(ks).double()
-    return Evaluation(
-        map=_mean(ks, ap),
-        tie_averaged_map=_mean(ks, tie_ap),
-        precision=_mean(ks, found / k),
-        recall=_mean(ks, found / total.clamp(min=1)),
-        chance=_mean(ks, _chance(total, len(database), k)),
-    )
+    return tally.means(len(database))
 
 
 SYSTEM = System("tools.baseline", BaselineSettings, stages=("tools.baseline",))

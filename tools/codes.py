@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from data import FeatureStore
-from engine.checkpoint import PUBLISHED, check_ours, origin
+from engine.checkpoint import OF_UNKNOWN, check_ours, origin
 from engine.device import find_device
 from engine.systems import system_of, systems
 from formats.bits import pack, unpack
@@ -71,7 +71,7 @@ def published_network(content: Mapping, name: str) -> nn.Module:
         except BadInput as error:
             reasons.append(str(error))
         else:
-            net.system, net.origin, net.n_frames = system.name, PUBLISHED, None
+            net.system, net.origin, net.n_frames = system.name, OF_UNKNOWN, None
             return net
     raise BadInput(f"{name}: no network of any system: {'; '.join(reasons)}")
 
