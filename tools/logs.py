@@ -26,6 +26,9 @@ BY_K = (
     "ceiling",
     "chance",
 )
+# What other keys of a result are, where they are there.
+RESULT = {"mAP": dict, "bits": int | None, "dataset": str, "system": str | None, "method": str | None,
+          "seed": int | None, "codes": dict | None}  # fmt: skip
 BY_RADIUS = ("precision", "recall", "pairs", "relevant_pairs")
 
 
@@ -89,7 +92,7 @@ def read_log(path: Path) -> Log:
             case "evaluation":
                 log.evaluations.append(checked(event, path, {"mAP": dict, "epoch": int}))
             case "result":
-                log.result = checked(event, path, {"mAP": dict})
+                log.result = checked(event, path, RESULT)
             case "end":
                 log.ended = True
     return log
@@ -116,7 +119,7 @@ def events(path: Path) -> Iterator[dict]:
             raise BadInput(f"{path}: line {number} is no event of a run's log")
 
 
-def checked(event: dict, path: Path, needed: dict[str, type]) -> dict:
+def checked(event: dict, path: Path, needed: dict[str, Any]) -> dict:
     """An event whose numbers are where they belong.
 
     Raises:
@@ -127,6 +130,7 @@ def checked(event: dict, path: Path, needed: dict[str, type]) -> dict:
     tables |= dict(event["losses"].items()) if isinstance(event.get("losses"), dict) else {}
     wrong = [key for key, kind in needed.items() if not isinstance(event.get(key), kind)]
     wrong += [key for key, table in tables.items() if not is_table(table)]
+    wrong += [key for key in BY_K if not wrong and not all(k.isdecimal() for k in tables[key])]
     if not isinstance(by_radius, dict) or not all(is_numbers(each) for each in by_radius.values()):
         wrong.append("by_radius")
     if wrong:
