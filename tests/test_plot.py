@@ -406,6 +406,11 @@ class TestRefusals:
         err = self.refused(capsys, path, "--figure", "distances", "--out", tmp_path / "x.png")
         assert err == f"error: {path}: damaged: {key}\n"
 
+    def test_a_damaged_epoch(self, write_log, capsys, tmp_path):
+        path = write_log(1, epoch(1) | {"lr": "fast"}, stage="train")
+        err = self.refused(capsys, path, "--tensorboard", tmp_path / "board")
+        assert err == f"error: {path}: damaged: 'lr' of an event 'epoch' is not as a run writes it\n"
+
     def test_no_numbers(self, write_log, capsys, tmp_path):
         path = write_log(1, result(mAP={}, ceiling={}, chance={}))
         err = self.refused(capsys, path, "--out", tmp_path / "x.png")

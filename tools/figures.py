@@ -178,7 +178,7 @@ def draw_losses(rows: Sequence[Row]) -> Any:
     caption = (
         "Terms of the loss by epoch, a panel for every term of every pass: means over batches, times the "
         "term's weight; one line a run. A term should fall and level off; inertia and rounds only tell how "
-        f"k-means went.{' mAP@K is of the test split, for looking only.' if ks else ''}"
+        f"k-means went.{' mAP@K should rise; it is of the test split, for looking only.' if ks else ''}"
     )
     return finish(figure, caption, {name: each | {"marker": ""} for name, each in styles.items()})
 

@@ -26,10 +26,22 @@ BY_K = (
     "ceiling",
     "chance",
 )
-# What other keys of a result are, where they are there.
-RESULT = {"mAP": dict, "bits": int | None, "dataset": str, "system": str | None, "method": str | None,
-          "seed": int | None, "codes": dict | None}  # fmt: skip
 BY_RADIUS = ("precision", "recall", "pairs", "relevant_pairs")
+# What the keys of events are that the commands rely on; older logs lack those that may be None.
+START = {"stage": str | None, "settings": dict | None}
+EPOCH = {"losses": dict, "epoch": int, "lr": numbers.Real | None, "videos_per_second": numbers.Real | None}
+EVALUATION = {"mAP": dict, "epoch": int}
+RESULT = {
+    "mAP": dict,
+    "dataset": str,
+    "bits": int | None,  # None, too, for real values
+    "system": str | None,
+    "method": str | None,
+    "seed": int | None,
+    "origin": str | None,
+    "time": str | None,
+    "codes": dict | None,
+}
 
 
 @dataclass
@@ -86,11 +98,11 @@ def read_log(path: Path) -> Log:
     for event in events(path):
         match event.get("event"):
             case "start":
-                log = Log(path, event)
+                log = Log(path, checked(event, path, START))
             case "epoch":
-                log.epochs.append(checked(event, path, {"losses": dict, "epoch": int}))
+                log.epochs.append(checked(event, path, EPOCH))
             case "evaluation":
-                log.evaluations.append(checked(event, path, {"mAP": dict, "epoch": int}))
+                log.evaluations.append(checked(event, path, EVALUATION))
             case "result":
                 log.result = checked(event, path, RESULT)
             case "end":
@@ -129,8 +141,7 @@ def checked(event: dict, path: Path, needed: dict[str, Any]) -> dict:
     tables = {key: event.get(key, {}) for key in BY_K}
     tables |= dict(event["losses"].items()) if isinstance(event.get("losses"), dict) else {}
     wrong = [key for key, kind in needed.items() if not isinstance(event.get(key), kind)]
-    wrong += [key for key, table in tables.items() if not is_table(table)]
-    wrong += [key for key in BY_K if not wrong and not all(k.isdecimal() for k in tables[key])]
+    wrong += [key for key, table in tables.items() if not is_table(table, by_k=key in BY_K)]
     if not isinstance(by_radius, dict) or not all(is_numbers(each) for each in by_radius.values()):
         wrong.append("by_radius")
     if wrong:
@@ -139,9 +150,10 @@ def checked(event: dict, path: Path, needed: dict[str, Any]) -> dict:
     return event
 
 
-def is_table(value: Any) -> bool:
-    """Whether this is numbers by name."""
-    return isinstance(value, dict) and is_numbers(list(value.values()))
+def is_table(value: Any, by_k: bool) -> bool:
+    """Whether this is numbers by name, or by cut K."""
+    named = isinstance(value, dict) and is_numbers(list(value.values()))
+    return named and (not by_k or all(key.isdecimal() for key in value))
 
 
 def is_numbers(value: Any) -> bool:

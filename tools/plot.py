@@ -134,7 +134,7 @@ def write_events(log: Log, writer: Callable, path: Path) -> None:
     """One log as an event file: scalars by epoch, the result as of epoch 0, the settings as text."""
     with tempfile.TemporaryDirectory() as folder:  # the library names its file itself
         with writer(folder) as board:
-            facts = {**log.start, **log.start.get("settings", {})}
+            facts = log.start | (log.start.get("settings") or {})
             table = [
                 f"| {key} | {value} |" for key, value in facts.items() if key not in ("event", "settings")
             ]

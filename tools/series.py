@@ -41,7 +41,7 @@ def facts(log: Log) -> Row:
         "dataset": f"{dataset}{asks}{', itself left out' if result.get('exclude_self') else ''}",
         "system": f"baseline {result['method']}" if result.get("method") else system,
         "bits": f"{bits} bits" if bits else "real values",
-        "origin": result.get("origin", "").partition(", seed ")[0].removesuffix(f" on {dataset}"),
+        "origin": (result.get("origin") or "").partition(", seed ")[0].removesuffix(f" on {dataset}"),
         "precision": result.get("precision_setting") or log.setting("precision") or "",
     }
 
@@ -63,7 +63,7 @@ def newest(logs: Sequence[Log]) -> tuple[list[Log], list[Log]]:
     """
     last: dict[Any, Path] = {}
     named = zip(series(logs), logs, strict=True)
-    for name, log in sorted(named, key=lambda pair: pair[1].result.get("time", "")):
+    for name, log in sorted(named, key=lambda pair: pair[1].result.get("time") or ""):
         seed = log.result.get("seed")
         last[log.path if seed is None else (name, seed)] = log.path
     kept = set(last.values())
