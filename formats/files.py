@@ -1,12 +1,14 @@
-"""The ground floor: errors of one line, the user's paths, files whole or not at all, JSON, progress bars."""
+"""The ground floor: errors of one line, the user's paths, whole files, JSON, optional packages, bars."""
 
 import contextlib
 import difflib
+import importlib
 import json
 import os
 import platform
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from tqdm import tqdm
@@ -129,6 +131,23 @@ def some(names: Iterable[str]) -> str:
     """Names for an error, in order: five of them and how many more there are."""
     names = sorted(names)
     return f"{names[:MANY]}" + (f" and {len(names) - MANY} more" if len(names) > MANY else "")
+
+
+def optional_package(module: str, name: str, extra: str) -> ModuleType:
+    """A package that only ``requirements-<extra>.txt`` asks for.
+
+    Args:
+        module: to import.
+        name: of the package.
+        extra: which file of requirements names it.
+
+    Raises:
+        BadInput: it is not installed; says how to get it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise BadInput(f"this needs {name}: pip install -r requirements-{extra}.txt") from None
 
 
 def progress(items: Iterable, description: str, **options: Any) -> tqdm:

@@ -1,11 +1,17 @@
 """What tests share: a small synthetic dataset on disk, the golden files, and a look into what runs leave."""
 
+import importlib
 import json
+import os
 from pathlib import Path
 
 import h5py
 import numpy as np
+import pytest
 import scipy.io
+
+from formats.bits import pack
+from formats.codefile import record, write_code_file
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
@@ -104,3 +110,18 @@ def contents(path):
 def killed(*_):
     """Stands in for a function during which the process is interrupted at once."""
     raise KeyboardInterrupt
+
+
+def need(module):
+    """A package that only tests need; in CI it must be there."""
+    return importlib.import_module(module) if os.environ.get("CI") else pytest.importorskip(module)
+
+
+def write_codes(path, codes, labels=None, digest="d" * 16):
+    """A file of codes (N, b)."""
+    rows = np.empty(len(codes), record(codes.shape[1]))
+    rows["code"], rows["zeros"] = pack(codes), (codes == 0).sum(1)
+    part = path.with_suffix(".part")
+    part.write_bytes(rows.tobytes())
+    write_code_file(path, part, codes.shape[1], labels, {"digest": digest, "system": "WSCH"})
+    return path

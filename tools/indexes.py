@@ -9,7 +9,6 @@ Axes: q queries, N database videos, k neighbours.
 
 import contextlib
 import hashlib
-import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ import torch
 
 from formats.bits import unpack
 from formats.codefile import CodeFile
-from formats.files import BadInput, progress, write_whole
+from formats.files import BadInput, optional_package, progress, write_whole
 from metrics import nearest_codes
 
 SPARE = 32  # neighbours asked for beyond k, to see whether the k-th ties with the next
@@ -161,7 +160,7 @@ def lance(database: CodeFile, k: int, uri: str, names: list[str] | None) -> Sear
     Raises:
         BadInput: the table is of other codes, or cannot be opened, written or searched.
     """
-    lancedb, arrow = package("lancedb", "lancedb"), package("pyarrow", "lancedb")
+    lancedb, arrow = (optional_package(module, "lancedb", "search") for module in ("lancedb", "pyarrow"))
     said = {b"codes": database.fingerprint.encode(), b"bits": str(database.bits).encode()}
     with using(uri):
         store = lancedb.connect(uri)
@@ -224,19 +223,7 @@ def lance_rows(arrow: ModuleType, database: CodeFile, names: list[str] | None, s
 
 def faiss() -> ModuleType:
     """FAISS."""
-    return package("faiss", "faiss-cpu")
-
-
-def package(module: str, name: str) -> ModuleType:
-    """An optional package.
-
-    Raises:
-        BadInput: it is not installed; says how to get it.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise BadInput(f"this search needs {name}: pip install -r requirements-search.txt") from None
+    return optional_package("faiss", "faiss-cpu", "search")
 
 
 INDEXES = {"exact": exact, "hnsw": graph, "ivf": lists, "lance": lance}

@@ -27,6 +27,21 @@ BY_K = (
     "chance",
 )
 BY_RADIUS = ("precision", "recall", "pairs", "relevant_pairs")
+# What the keys of events are that the commands rely on; older logs lack those that may be None.
+START = {"stage": str | None, "settings": dict | None}
+EPOCH = {"losses": dict, "epoch": int, "lr": numbers.Real | None, "videos_per_second": numbers.Real | None}
+EVALUATION = {"mAP": dict, "epoch": int}
+RESULT = {
+    "mAP": dict,
+    "dataset": str,
+    "bits": int | None,  # None, too, for real values
+    "system": str | None,
+    "method": str | None,
+    "seed": int | None,
+    "origin": str | None,
+    "time": str | None,
+    "codes": dict | None,
+}
 
 
 @dataclass
@@ -83,13 +98,13 @@ def read_log(path: Path) -> Log:
     for event in events(path):
         match event.get("event"):
             case "start":
-                log = Log(path, event)
+                log = Log(path, checked(event, path, START))
             case "epoch":
-                log.epochs.append(checked(event, path, {"losses": dict, "epoch": int}))
+                log.epochs.append(checked(event, path, EPOCH))
             case "evaluation":
-                log.evaluations.append(checked(event, path, {"mAP": dict, "epoch": int}))
+                log.evaluations.append(checked(event, path, EVALUATION))
             case "result":
-                log.result = checked(event, path, {"mAP": dict})
+                log.result = checked(event, path, RESULT)
             case "end":
                 log.ended = True
     return log
@@ -116,7 +131,7 @@ def events(path: Path) -> Iterator[dict]:
             raise BadInput(f"{path}: line {number} is no event of a run's log")
 
 
-def checked(event: dict, path: Path, needed: dict[str, type]) -> dict:
+def checked(event: dict, path: Path, needed: dict[str, Any]) -> dict:
     """An event whose numbers are where they belong.
 
     Raises:
@@ -126,7 +141,7 @@ def checked(event: dict, path: Path, needed: dict[str, type]) -> dict:
     tables = {key: event.get(key, {}) for key in BY_K}
     tables |= dict(event["losses"].items()) if isinstance(event.get("losses"), dict) else {}
     wrong = [key for key, kind in needed.items() if not isinstance(event.get(key), kind)]
-    wrong += [key for key, table in tables.items() if not is_table(table)]
+    wrong += [key for key, table in tables.items() if not is_table(table, by_k=key in BY_K)]
     if not isinstance(by_radius, dict) or not all(is_numbers(each) for each in by_radius.values()):
         wrong.append("by_radius")
     if wrong:
@@ -135,9 +150,10 @@ def checked(event: dict, path: Path, needed: dict[str, type]) -> dict:
     return event
 
 
-def is_table(value: Any) -> bool:
-    """Whether this is numbers by name."""
-    return isinstance(value, dict) and is_numbers(list(value.values()))
+def is_table(value: Any, by_k: bool) -> bool:
+    """Whether this is numbers by name, or by cut K."""
+    named = isinstance(value, dict) and is_numbers(list(value.values()))
+    return named and (not by_k or all(key.isdecimal() for key in value))
 
 
 def is_numbers(value: Any) -> bool:
