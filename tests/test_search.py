@@ -10,10 +10,9 @@ import sys
 import h5py
 import numpy as np
 import pytest
-from synthetic import ROOT, json_lines
+from synthetic import ROOT, json_lines, write_codes
 
-from formats.bits import pack, unpack
-from formats.codefile import record, write_code_file
+from formats.bits import unpack
 from metrics import hamming_distance
 from tools import indexes
 from tools.search import main
@@ -22,16 +21,6 @@ from tools.search import main
 def need(module):
     """A package that only tests need; in CI it must be there."""
     return importlib.import_module(module) if os.environ.get("CI") else pytest.importorskip(module)
-
-
-def write_codes(path, codes, labels=None, digest="d" * 16):
-    """A file of codes (N, b)."""
-    rows = np.empty(len(codes), record(codes.shape[1]))
-    rows["code"], rows["zeros"] = pack(codes), (codes == 0).sum(1)
-    part = path.with_suffix(".part")
-    part.write_bytes(rows.tobytes())
-    write_code_file(path, part, codes.shape[1], labels, {"digest": digest, "system": "WSCH"})
-    return path
 
 
 @pytest.fixture
