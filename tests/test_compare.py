@@ -115,6 +115,28 @@ class TestValues:
         assert said == ["tiny|set", "query", "WSCH", "", "16", "float32"]
         assert (rows[0]["settings"], rows[0]["seeds"], rows[0]["commit"]) == ("", "1 2", "1234567 abcdef0")
 
+    def test_commits_are_of_training_and_test(self, compare):
+        path = write_pipeline(1, 1, 0.2)
+        start, *rest = json_lines(path)
+        write_log(Path(path), start | {"git_commit": "1234567890"}, *rest)
+        assert ", commit 1234567 abcdef0;" in compare(path)[1]
+
+    def test_a_launch_whose_stages_name_no_checkpoint(self, compare, tmp_path):
+        """As BTH's, with a preparation between its trainings: all runs before it in its launch count."""
+        reserved, pretrain, *epochs = json_lines(write_pipeline(1, 1, 0.2).replace("3", "1"))
+        test, result, end = json_lines("log/3.jsonl")
+        runs = {"runs": [1, 2, 3, 4], "stages": ["pretrain", "prepare", "train", "test"]}
+        train = pretrain | {"stage": "train", "run": 3, "weights": None}
+        write_log(tmp_path / "log/1.jsonl", reserved | runs, pretrain, *epochs)
+        write_log(tmp_path / "log/2.jsonl", pretrain | {"stage": "prepare", "run": 2})
+        write_log(tmp_path / "log/3.jsonl", train, epochs[0] | {"seconds": 10})
+        write_log(tmp_path / "log/4.jsonl", test | {"run": 4}, result | {"weights": "weight/3_16.pth"}, end)
+        status, out, err = compare("log")
+        assert (status, err) == (0, "")
+        assert "| 13.0 ± - |" in out
+        (tmp_path / "log/2.jsonl").unlink()
+        assert "no complete log of the training of weight/3_16.pth" in compare("log")[2]
+
     def test_one_seed_has_no_deviation(self, compare):
         path = write_pipeline(1, 1, 0.2)
         assert "| WSCH | 16 | 1 | 0.200 ± - |" in compare(path)[1]
