@@ -207,6 +207,13 @@ class TestGroups:
         write_pipeline(1, 1, 0.2)
         write_pipeline(4, 2, 0.4, settings={"new": 7})
         assert "| WSCH | 16 | 2 |" in compare("log")[1]
+        write_pipeline(7, 3, 0.4, settings={"new": 8})
+        rows = rows_of(compare("log", "--format", "csv")[1])
+        assert {row["settings"]: row["seeds"] for row in rows} == {
+            "not logged": "1",
+            "new 7": "2",
+            "new 8": "3",
+        }
 
     def test_the_network_before_training_is_another(self, compare):
         write_pipeline(1, 1, 0.2)
