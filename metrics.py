@@ -4,33 +4,20 @@ Both systems make their codes with `binarize` and are measured with `evaluate`; 
 
 Axes: Q queries, N database videos, b bits, K the cut of mAP@K, q queries of one block.
 
-Codes hold -1, 0 or +1. For query q and video d the Hamming distance is (b - q·d) / 2: a GPU ranks by matrix
-products, a CPU counts the bits of packed words (bfloat16 products take about as long and twice the memory).
+Codes hold -1, 0 or +1. For query q and video d the Hamming distance is (b - q·d) / 2.
 """
 
-import itertools
 import math
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from formats.bits import as_tensor, check_codes, words
-
-GROUP = 16  # videos of which the nearest stands for them at first
-DISTANCES, DISTANCES_GPU = 2**23, 2**27  # in a block: queries times database videos
-QUERIES, MOST_QUERIES = 8, 2048  # in a block at least, however large the database, and at most
-TILE = 8, 8192  # queries and database videos whose words stay in a core's cache
-CANDIDATES = 2**18  # to rank at once
-INDEX_BITS, DISTANCE_BITS = 32, 20  # of a candidate's key; its query has the rest
-
+from formats.bits import as_tensor, check_codes
+from formats.hamming import ranked_blocks
 
 # ---------------------------------------------------------------------------------------------- hash codes
 
@@ -101,7 +88,7 @@ def nearest_codes(query: Tensor, database: Tensor, k: int) -> tuple[Tensor, Tens
     (k,) = _cuts([k], len(database))
     index = torch.empty(len(query), k, dtype=torch.int64)
     distance = torch.empty(len(query), k)
-    for rows, ranking in _ranked_blocks(query, database, k):
+    for rows, ranking in ranked_blocks(query, database, k):
         found = database[ranking.index].float()  # (q, K, b)
         similarity = (found @ query[rows].float()[..., None])[..., 0]  # (q, K)
         index[rows], distance[rows] = ranking.index.cpu(), ((query.shape[1] - similarity) / 2).cpu()
@@ -177,7 +164,7 @@ def evaluate(
     tally = Tally(len(query), ks)
     quiet = None if progress else True  # None: quiet where the output is not a terminal
     with tqdm(total=len(query), desc="ranking", unit="query", delay=2, leave=False, disable=quiet) as bar:
-        for rows, ranking in _ranked_blocks(query, database, depth):
+        for rows, ranking in ranked_blocks(query, database, depth):
             table = query_labels[rows].to(query.device, torch.float32) @ patterns.T > 0  # (q, patterns)
             relevant = table.gather(1, pattern[ranking.index])  # (q, K)
             tie_row = ranking.tie_row[table[ranking.tie_row, pattern[ranking.tie_index]]]
@@ -272,108 +259,6 @@ def _chance(total: Tensor, n: int, k: Tensor) -> Tensor:
 def _mean(ks: list[int], values: Tensor) -> dict[int, float]:
     """Mean over queries, (Q, cuts); fsum rounds once, so the order of the queries does not matter."""
     return {k: math.fsum(column.tolist()) / len(column) for k, column in zip(ks, values.T, strict=True)}
-
-
-# ------------------------------------------------------------------------------------------------- ranking
-
-
-class _Ranking(NamedTuple):
-    """The first K of the ranking of q queries, and the whole tie group that the cut goes through."""
-
-    index: Tensor  # (q, K) database indices, nearest first
-    distance: Tensor  # (q, K) theirs, from a zero of each query's own
-    tie_row: Tensor  # (T,) query of every video that ties with the K-th
-    tie_index: Tensor  # (T,) its database index
-
-
-def _ranked_blocks(query: Tensor, database: Tensor, depth: int) -> Iterator[tuple[slice, _Ranking]]:
-    """Yield slices of queries and their rankings down to `depth`.
-
-    Per block of queries: all distances; the least of every group of videos; the depth-th smallest of those,
-    a reach that at least `depth` videos are within. Only these candidates are sorted, by one key each: its
-    query in the block, its distance, its index.
-    """
-    (n, bits), cpu = database.shape, query.device.type == "cpu"
-    size = min(max(QUERIES, (DISTANCES if cpu else DISTANCES_GPU) // n), MOST_QUERIES)
-    starts = range(0, len(query), size)
-    if cpu:
-        search, (query, database) = _packed_search, words(query, database)
-    else:
-        exact = torch.float16 if query.device.type == "cuda" and bits <= 2048 else torch.float32
-        search, query, database = _product_search, -query.to(exact).T, database.to(exact).T
-    blocks = [partial(search, query[..., start : start + size], database, bits, depth) for start in starts]
-    for start, keys in zip(starts, _threaded(blocks) if cpu else (block() for block in blocks), strict=True):
-        counts = (keys >> DISTANCE_BITS + INDEX_BITS).bincount()  # (q,) candidates
-        # Where many videos tie, many are candidates: then a few queries at a time, to bound memory.
-        sizes = (counts.cumsum(0) // CANDIDATES).unique_consecutive(return_counts=True)[1].tolist()
-        for part in counts.split(sizes):
-            near, keys = keys.tensor_split([int(part.sum())])
-            level, index = near >> INDEX_BITS, near & (1 << INDEX_BITS) - 1  # level: query and distance
-            row = torch.arange(len(part), device=part.device).repeat_interleave(part)  # (C,)
-            top = (part.cumsum(0) - part)[:, None] + torch.arange(depth, device=part.device)  # (q, K)
-            tied = level == level[top[:, -1]][row]
-            yield slice(start, start + len(part)), _Ranking(index[top], level[top], row[tied], index[tied])
-            start += len(part)
-
-
-def _threaded(blocks: list[Callable[[], Tensor]]) -> Iterator[Tensor]:
-    """Call every block in a thread of its own, a few of them ahead."""
-    threads, waiting = torch.get_num_threads(), deque()
-    with ThreadPoolExecutor(threads) as pool:
-        for block in blocks:
-            waiting.append(pool.submit(block))
-            if len(waiting) > threads:
-                yield waiting.popleft().result()
-        yield from (block.result() for block in waiting)
-
-
-def _product_search(query: Tensor, database: Tensor, bits: int, depth: int) -> Tensor:
-    """Sorted keys of the candidates of negated queries (b, q) among videos (b, N), by a matrix product."""
-    distance = query.T @ database  # (q, N), from -b to b
-    group = min(GROUP, (n := database.shape[1]) // depth)  # so there are at least `depth` groups
-    # Strided groups: minima run along whole rows.
-    least = distance[:, : n // group * group].unflatten(1, (group, -1)).amin(1)  # (q, groups)
-    reach = least.topk(depth, largest=False, sorted=False).values.amax(1, keepdim=True)  # (q, 1)
-    row, index = (distance <= reach).nonzero(as_tuple=True)  # (C,)
-    level = (row << DISTANCE_BITS) + distance[row, index].long() + bits
-    return ((level << INDEX_BITS) + index).sort().values
-
-
-def _packed_search(query: np.ndarray, database: np.ndarray, bits: int, depth: int) -> Tensor:
-    """As `_product_search`, of words (words, planes, q) and (words, planes, N), by counting bits."""
-    group, keys = min(GROUP, (n := database.shape[2]) // depth), []
-    for start in range(0, query.shape[2], 2 * TILE[0]):
-        distance = _distances(query[..., start : start + 2 * TILE[0]], database, bits)  # (q, N)
-        least = distance[:, : n // group * group].reshape(len(distance), group, -1).min(1)  # (q, groups)
-        # 32 bits: numpy's partition of bytes is slow.
-        reach = np.partition(least.astype(np.int32), depth - 1, axis=1)[:, depth - 1, None]  # (q, 1)
-        place = np.flatnonzero(distance <= reach.astype(least.dtype))  # (C,)
-        row, index = np.divmod(place, n)
-        level = (start + row << DISTANCE_BITS) + distance.ravel()[place]
-        keys.append(np.sort((level << INDEX_BITS) + index))
-    return torch.from_numpy(np.concatenate(keys))
-
-
-def _distances(query: np.ndarray, database: np.ndarray, bits: int) -> np.ndarray:
-    """Distances (q, N) of words (words, planes, q) and (words, planes, N).
-
-    Two codes differ where `(sign ^ sign) & known`. Of one plane, without zeros, the number of these bits is
-    the distance; of two it counts half bits, b + |differ| - |agree|.
-    """
-    (_, planes, q), n = query.shape, database.shape[2]
-    out = np.full((q, n), bits * (planes - 1), np.uint8 if bits * planes < 256 else np.int32)
-    whole = np.empty((2, *TILE), np.uint64), np.empty(TILE, np.uint8)  # reused: the caches keep them
-    for row, column in itertools.product(range(0, q, TILE[0]), range(0, n, TILE[1])):
-        rows, columns = slice(row, row + TILE[0]), slice(column, column + TILE[1])
-        part = out[rows, columns]
-        (differ, known), count = (each[..., : part.shape[0], : part.shape[1]] for each in whole)
-        for q_word, d_word in zip(query[..., rows, None], database[..., None, columns], strict=True):
-            np.bitwise_xor(q_word[0], d_word[0], out=differ)
-            if planes == 2:
-                differ &= np.bitwise_and(q_word[1], d_word[1], out=known)
-                part -= np.bitwise_count(np.bitwise_xor(differ, known, out=known), out=count)
-            part += np.bitwise_count(differ, out=count)
-    return out
 
 
 # ------------------------------------------------------------------------------------------ arguments

@@ -7,8 +7,8 @@ import torch
 from scipy.sparse import csc_matrix
 from synthetic import GOLDEN
 
-import metrics
-from formats.bits import count_distinct, pack
+from formats import hamming
+from formats.bits import count_distinct, pack, words
 from metrics import binarize, evaluate, hamming_distance, mean_average_precision, tie_averaged_map
 
 
@@ -190,12 +190,12 @@ def test_a_query_without_relevant_videos_counts_zero():
 def test_blocks_change_nothing(monkeypatch):
     case = random_case(70, 700, 6, 4, zeros=True)
     whole = evaluate(*case, [3, 10])
-    monkeypatch.setattr(metrics, "DISTANCES", 700)
-    monkeypatch.setattr(metrics, "QUERIES", 9)
+    monkeypatch.setattr(hamming, "DISTANCES", 700)
+    monkeypatch.setattr(hamming, "QUERIES", 9)
     monkeypatch.setattr("formats.bits.COLUMNS", 33)
-    monkeypatch.setattr(metrics, "CANDIDATES", 100)
+    monkeypatch.setattr(hamming, "CANDIDATES", 100)
     assert evaluate(*case, [3, 10]) == whole
-    monkeypatch.setattr(metrics, "GROUP", 5)
+    monkeypatch.setattr(hamming, "GROUP", 5)
     assert evaluate(*case, [3, 10]) == whole
 
 
@@ -214,14 +214,14 @@ def test_counted_bits_rank_as_products(bits, zeros):
     query, database, *_ = random_case(20, 600, bits, 4, zeros=zeros)
     query[0], database[:2] = 1, torch.tensor([[1], [-1]])
     depth = 600 if bits == 300 else 20
-    counted = metrics._packed_search(*metrics.words(query, database), bits, depth)
-    product = metrics._product_search(-query.T, database.T, bits, depth)
+    counted = hamming._packed_search(*words(query, database), bits, depth)
+    product = hamming._product_search(-query.T, database.T, bits, depth)
     if not zeros:  # whole bits, not half ones
-        counted += counted >> metrics.INDEX_BITS << metrics.INDEX_BITS
+        counted += counted >> hamming.INDEX_BITS << hamming.INDEX_BITS
         product += (
             product
-            >> metrics.INDEX_BITS + metrics.DISTANCE_BITS
-            << metrics.INDEX_BITS + metrics.DISTANCE_BITS
+            >> hamming.INDEX_BITS + hamming.DISTANCE_BITS
+            << hamming.INDEX_BITS + hamming.DISTANCE_BITS
         )
     assert torch.equal(counted, product)
 
@@ -230,7 +230,7 @@ def test_counted_bits_rank_as_products(bits, zeros):
 def test_threads_change_nothing(monkeypatch, threads):
     case = random_case(70, 300, 16, 4)
     whole = evaluate(*case, [3, 10])
-    monkeypatch.setattr(metrics, "MOST_QUERIES", 8)
+    monkeypatch.setattr(hamming, "MOST_QUERIES", 8)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     assert evaluate(*case, [3, 10]) == whole
 
