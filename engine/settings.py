@@ -148,6 +148,17 @@ class RankingSettings(Settings):
         "dataset JSON says, else the database if it names the same file for both",
         lambda v: v in PROTOCOLS, "query or database",
     )  # fmt: skip
+    exclude_self: bool = setting(
+        False, "with protocol database, leave every video out of its own ranking (published tables keep it)"
+    )
+    result_dir: str = setting("result", "folder of results: the numbers and the codes of every test")
+
+    def problems(self) -> list[str]:
+        """What is wrong with settings that are each right by themselves."""
+        if not self.exclude_self or self.config.query_is_database:
+            return super().problems()
+        expected = "'exclude_self' must be false where the query file asks (protocol query), found true"
+        return [*super().problems(), expected]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,7 @@
 """The baselines: each method against its definition, the table, what is refused, and starting again."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -96,8 +98,15 @@ class TestMean:
         labels = [torch.tensor(rng.random((n, 5)) < 0.3) for n in (13, 90)]
         assert not labels[0].any(1).all()
         for ks in ([5, 20, 90], [7, 1]):
-            found = evaluate_cosine(*(each / 4 for each in codes), *labels, ks)
-            assert found == evaluate(*codes, *labels, ks)
+            self.compare(codes, labels, ks)
+        self.compare(codes[1:] * 2, labels[1:] * 2, [5, 20, 89], exclude_self=True)
+
+    @staticmethod
+    def compare(codes, labels, ks, exclude_self=False):
+        found = evaluate_cosine(*(each / 4 for each in codes), *labels, ks, exclude_self)
+        expected = evaluate(*codes, *labels, ks, exclude_self)
+        assert found.map_whole == pytest.approx(expected.map_whole, rel=1e-13)
+        assert found == replace(expected, map_whole=found.map_whole, by_radius=None)
 
     def test_against_a_slow_loop_from_the_features(self, baseline, dataset):
         """Of frames of unlike lengths, which stay as they are."""
