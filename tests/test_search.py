@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from synthetic import ROOT, json_lines
 
-from formats.bits import pack, unpack
-from formats.codefile import record, write_code_file
+from formats.bits import unpack
+from formats.codefile import as_records, write_code_file
 from metrics import hamming_distance
 from tools import indexes
 from tools.search import main
@@ -26,11 +26,8 @@ def need(module):
 
 def write_codes(path, codes, labels=None, digest="d" * 16):
     """A file of codes (N, b)."""
-    rows = np.empty(len(codes), record(codes.shape[1]))
-    rows["code"], rows["zeros"] = pack(codes), (codes == 0).sum(1)
-    part = path.with_suffix(".part")
-    part.write_bytes(rows.tobytes())
-    write_code_file(path, part, codes.shape[1], labels, {"digest": digest, "system": "WSCH"})
+    said = {"digest": digest, "system": "WSCH"}
+    write_code_file(path, as_records(codes), codes.shape[1], labels, said)
     return path
 
 
