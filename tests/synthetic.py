@@ -7,8 +7,7 @@ import h5py
 import numpy as np
 import scipy.io
 
-from formats.bits import pack
-from formats.codefile import record, write_code_file
+from formats.codefile import as_records, write_code_file
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
@@ -22,12 +21,8 @@ def write_features(path: Path, features: np.ndarray, **options) -> None:
 
 def write_codes(path, codes, labels=None, digest="d" * 16, **attributes):
     """A file of codes (N, b)."""
-    rows = np.empty(len(codes), record(codes.shape[1]))
-    rows["code"], rows["zeros"] = pack(codes), (codes == 0).sum(1)
-    part = path.with_suffix(".part")
-    part.write_bytes(rows.tobytes())
     said = {"digest": digest, "system": "WSCH", **attributes}
-    write_code_file(path, part, codes.shape[1], labels, said)
+    write_code_file(path, as_records(codes), codes.shape[1], labels, said)
     return path
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from formats.bits import unpack
 from formats.codefile import CodeFile, read_attributes, read_code_file
 from formats.files import BadInput, expand, read_lines
 from tools.logs import Log, read_logs
@@ -33,7 +32,7 @@ class Split:
 
     def codes(self) -> np.ndarray:
         """The codes that were ranked, (N, b)."""
-        return unpack(self.file.codes, self.file.bits)
+        return self.file.exact()
 
     def name(self, video: int) -> str:
         """What a video is called."""
