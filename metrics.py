@@ -4,33 +4,21 @@ Both systems make their codes with `binarize` and are measured with `evaluate`; 
 
 Axes: Q queries, N database videos, b bits, K the cut of mAP@K, q queries of one block.
 
-Codes hold -1, 0 or +1. For query q and video d the Hamming distance is (b - q·d) / 2: a GPU ranks by matrix
-products, a CPU counts the bits of packed words (bfloat16 products take about as long and twice the memory).
+Codes hold -1, 0 or +1. For query q and video d the Hamming distance is (b - q·d) / 2.
 """
 
-import itertools
 import math
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from tqdm import tqdm
 
-from formats.bits import as_tensor, check_codes, words
-
-GROUP = 16  # videos of which the nearest stands for them at first
-DISTANCES, DISTANCES_GPU = 2**23, 2**27  # in a block: queries times database videos
-QUERIES, MOST_QUERIES = 8, 2048  # in a block at least, however large the database, and at most
-TILE = 8, 8192  # queries and database videos whose words stay in a core's cache
-CANDIDATES = 2**18  # to rank at once
-INDEX_BITS, DISTANCE_BITS = 32, 20  # of a candidate's key; its query has the rest
-
+from formats.bits import as_tensor, check_codes
+from formats.hamming import ranked_blocks
 
 # ---------------------------------------------------------------------------------------------- hash codes
 
@@ -101,7 +89,7 @@ def nearest_codes(query: Tensor, database: Tensor, k: int) -> tuple[Tensor, Tens
     (k,) = _cuts([k], len(database))
     index = torch.empty(len(query), k, dtype=torch.int64)
     distance = torch.empty(len(query), k)
-    for rows, ranking in _ranked_blocks(query, database, k):
+    for rows, ranking in ranked_blocks(query, database, k):
         found = database[ranking.index].float()  # (q, K, b)
         similarity = (found @ query[rows].float()[..., None])[..., 0]  # (q, K)
         index[rows], distance[rows] = ranking.index.cpu(), ((query.shape[1] - similarity) / 2).cpu()
@@ -112,28 +100,58 @@ def nearest_codes(query: Tensor, database: Tensor, k: int) -> tuple[Tensor, Tens
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Means over all queries, each as {K: value}."""
+class ByRadius:
+    """What lies within a Hamming radius of a query, for every radius r = 0..b; half bits count as whole."""
 
-    map: dict[int, float]  # mAP@K, ties ranked by database index
-    tie_averaged_map: dict[int, float]  # its expectation over random tie orders
+    precision: list[float]  # relevant within r / all within r, 0 where there is none; mean over queries
+    recall: list[float]  # relevant within r / relevant in the database; mean over queries
+    pairs: list[int]  # of a query and a video at a distance in (r - 1, r]
+    relevant_pairs: list[int]  # of these, how many share a label
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Means over all queries; as {K: value} at the cuts K.
+
+    A query without any relevant video counts 0 everywhere. What its ranking holds is said at `evaluate`.
+    """
+
+    map: dict[int, float]  # mAP@K, the sum divided by K, as published; ties ranked by database index
+    tie_averaged_map: dict[int, float]  # its expectation over random tie orders, exact
+    map_relevant: dict[int, float]  # as `map`, but divided by min(K, relevant in the database)
+    map_retrieved: dict[int, float]  # as `map`, but divided by the relevant among the first K, 0 if none
     precision: dict[int, float]  # relevant among the first K / K
     recall: dict[int, float]  # relevant among the first K / relevant in the database
-    chance: dict[int, float]  # the expected mAP@K of a uniformly random ranking
+    ceiling: dict[int, float]  # `map` of a perfect ranking: min(K, relevant in the database) / K
+    chance: dict[int, float]  # the expected `map` of a uniformly random ranking
+    # mAP over the whole ranking, divided by the relevant in the database; its expectation over random tie
+    # orders, exact: an order by index would need a full sort. None, as the next: not asked for.
+    map_whole: float | None = None
+    by_radius: ByRadius | None = None  # None, too: of real values
+
+    @property
+    def precision_radius_2(self) -> float | None:
+        """Precision within Hamming radius 2; None as `by_radius`."""
+        return self.by_radius and self.by_radius.precision[:3][-1]
 
 
 def mean_average_precision(
-    query: Tensor, database: Tensor, query_labels: Tensor, database_labels: Tensor, ks: Sequence[int]
+    query: Tensor,
+    database: Tensor,
+    query_labels: Tensor,
+    database_labels: Tensor,
+    ks: Sequence[int],
+    exclude_self: bool = False,
 ) -> dict[int, float]:
     """mAP@K with ties ranked by database index (spec section 8); arguments and errors as in `evaluate`."""
-    return evaluate(query, database, query_labels, database_labels, ks).map
+    return evaluate(query, database, query_labels, database_labels, ks, exclude_self, whole=False).map
 
 
 def tie_averaged_map(
     query: Tensor, database: Tensor, query_labels: Tensor, database_labels: Tensor, ks: Sequence[int]
 ) -> dict[int, float]:
     """Exact expectation of mAP@K over random tie orders; arguments and errors as in `evaluate`."""
-    return evaluate(query, database, query_labels, database_labels, ks).tie_averaged_map
+    return evaluate(query, database, query_labels, database_labels, ks, whole=False).tie_averaged_map
 
 
 def evaluate(
@@ -142,6 +160,8 @@ def evaluate(
     query_labels: Tensor,
     database_labels: Tensor,
     ks: Sequence[int],
+    exclude_self: bool = False,
+    whole: bool = True,
     progress: bool = False,
 ) -> Evaluation:
     """All retrieval metrics from one pass over the Hamming ranking (spec section 8).
@@ -156,6 +176,9 @@ def evaluate(
         query_labels: multi-hot, (Q, num_class), any dtype and memory order, also scipy's sparse.
         database_labels: multi-hot, (N, num_class), likewise.
         ks: the cuts K, in any order.
+        exclude_self: query i is database video i, which is left out of its own ranking and of all that is
+            counted for it. Else a query that is in the database finds itself, as in published practice.
+        whole: also what needs more than the first K of a ranking: mAP over all of it, and by radius.
         progress: show a bar.
 
     Returns:
@@ -163,29 +186,40 @@ def evaluate(
 
     Raises:
         ValueError: no query, database video or K; code lengths or class counts differ; label rows unlike
-            code rows; codes of bits 0 and 1, labels of anything else; a K not whole or beyond the database.
+            code rows; codes of bits 0 and 1, labels of anything else; a K not whole or beyond the ranking;
+            `exclude_self` with other numbers of queries than of database videos.
     """
     query, database = check_codes(query, database)
-    query_labels, database_labels = _labels(query_labels, database_labels, len(query), len(database))
-    ks = _cuts(ks, len(database))
-    depth = max(ks)
+    (n_queries, bits), n_videos = query.shape, len(database) - exclude_self
+    query_labels, database_labels = _labels(query_labels, database_labels, n_queries, len(database))
+    if exclude_self and n_queries != len(database):
+        raise ValueError(f"exclude_self: {n_queries} queries cannot be the {len(database)} database videos")
+    ks = _cuts(ks, n_videos)
     # Equal label rows are one pattern: relevance is looked up in a (queries, patterns) table.
     patterns, pattern, sizes = _label_patterns(database_labels)
     pattern, sizes = pattern.to(query.device), sizes.to(query.device)
     patterns = patterns.to(query.device, torch.float32)
 
-    tally = Tally(len(query), ks)
+    tally = Tally(n_queries, n_videos, ks, bits if whole else None)
+    marked = _relevant_videos(query_labels, database_labels) if whole else None
+    blocks = ranked_blocks(query, database, max(ks), exclude_self, marked)
     quiet = None if progress else True  # None: quiet where the output is not a terminal
-    with tqdm(total=len(query), desc="ranking", unit="query", delay=2, leave=False, disable=quiet) as bar:
-        for rows, ranking in _ranked_blocks(query, database, depth):
+    with tqdm(total=n_queries, desc="ranking", unit="query", delay=2, leave=False, disable=quiet) as bar:
+        for rows, ranking in blocks:
             table = query_labels[rows].to(query.device, torch.float32) @ patterns.T > 0  # (q, patterns)
             relevant = table.gather(1, pattern[ranking.index])  # (q, K)
             tie_row = ranking.tie_row[table[ranking.tie_row, pattern[ranking.tie_index]]]
             n = ranking.tie_row.bincount(minlength=len(table))
             r = tie_row.bincount(minlength=len(table))
-            tally.add(rows, relevant, ranking.distance, n, r, (table * sizes).sum(1))
+            total = (table * sizes).sum(1)  # (q,)
+            if exclude_self:
+                total = total - table.gather(1, pattern[rows, None])[:, 0].long()
+            tally.add(rows, relevant, ranking.distance, n, r, total)
+            if whole:
+                tally.add_whole(*ranking.counts.unbind(1))
+                tally.add_radii(ranking.counts)
             bar.update(len(table))
-    return tally.means(len(database))
+    return tally.means()
 
 
 class Tally:
@@ -193,14 +227,23 @@ class Tally:
 
     Args:
         n_queries: Q.
+        n_videos: in every ranking.
         ks: the cuts K.
+        bits: b of codes whose radii are to be counted; None: they are not.
     """
 
-    def __init__(self, n_queries: int, ks: Sequence[int]):
+    def __init__(self, n_queries: int, n_videos: int, ks: Sequence[int], bits: int | None = None):
+        self.n_videos, self.bits = n_videos, bits
         self.ks, self.cuts = list(ks), torch.tensor(ks) - 1  # (number of cuts,)
         # Made beforehand: small results kept from every block would scatter the blocks' memory.
-        self.ap, self.tie_ap, self.found = torch.empty(3, n_queries, len(ks), dtype=torch.float64)
+        self.sums, self.tie_ap, self.found = torch.empty(3, n_queries, len(ks), dtype=torch.float64)
         self.total = torch.empty(n_queries, 1, dtype=torch.float64)
+        self.whole: list[float] = []  # AP of the queries' whole rankings
+        # Sums over queries by radius, of precision and recall, of pairs and relevant ones.
+        self.ratios = np.zeros((2, (bits or 0) + 1), np.longdouble)  # the blocks' bounds do not show then
+        self.pairs = torch.zeros(2, (bits or 0) + 1, dtype=torch.int64)
+        reciprocals = 1 / torch.arange(1, n_videos + 1, dtype=torch.float64)
+        self.harmonic = pad(reciprocals.cumsum(0), (1, 0))  # 1 + 1/2 + ... + 1/i at place i
 
     def add(
         self, rows: slice, relevant: Tensor, distance: Tensor, last_n: Tensor, last_r: Tensor, total: Tensor
@@ -213,30 +256,73 @@ class Tally:
             distance: in rank order; equal ones tie, (q, K).
             last_n: videos that tie with the K-th, (q,).
             last_r: relevant ones among these, (q,).
-            total: relevant videos in the database, (q,).
+            total: relevant videos in the whole ranking, (q,).
         """
         relevant, distance, last_n, last_r = (x.cpu() for x in (relevant, distance, last_n, last_r))
-        self.ap[rows] = _average_precision(relevant)[:, self.cuts]
+        self.sums[rows] = _precision_sums(relevant)[:, self.cuts]
         self.tie_ap[rows] = _tie_averaged_precision(relevant, distance, last_n, last_r)[:, self.cuts]
         self.found[rows] = relevant.cumsum(1)[:, self.cuts].double()
         self.total[rows] = total[:, None].cpu().double()
 
-    def means(self, n_videos: int) -> Evaluation:
-        """Means over all queries, of a database of so many videos."""
-        k = torch.tensor(self.ks).double()
+    def add_whole(self, n: Tensor, r: Tensor) -> None:
+        """Take over the whole ranking of a block of queries, by groups of equal distance, nearest first.
+
+        Args:
+            n: videos of a group, also 0, (q, groups).
+            r: relevant ones among these, (q, groups).
+        """
+        self.whole += _whole_precision(n.cpu(), r.cpu(), self.harmonic).tolist()
+
+    def add_radii(self, counts: Tensor) -> None:
+        """Take over what lies at which distance, of a block of queries.
+
+        Args:
+            counts: of all and of the relevant videos by distance, as in `Ranking`, (q, 2, levels).
+        """
+        counts = counts.cpu()
+        if counts.shape[2] > self.bits + 1:  # half bits: 0 | 1/2, 1 | 3/2, 2 | ...
+            counts = pad(counts, (1, 0)).unflatten(2, (-1, 2)).sum(3)
+        every, relevant = counts.cumsum(2).double().unbind(1)  # (q, b + 1) within a radius
+        precision, recall = relevant / every.clamp(min=1), relevant / relevant[:, -1:].clamp(min=1)
+        self.ratios += torch.stack((precision, recall)).numpy().sum(1, dtype=np.longdouble)
+        self.pairs += counts.sum(0)
+
+    def means(self) -> Evaluation:
+        """Means over all queries."""
+        n_queries, k = len(self.total), torch.tensor(self.ks).double()
+        perfect = self.total.minimum(k)  # (Q, cuts) relevant among the first K of a perfect ranking
+        values = (*(self.ratios / n_queries).astype(float).tolist(), *self.pairs.tolist())
         return Evaluation(
-            map=_mean(self.ks, self.ap),
+            map=_mean(self.ks, self.sums / k),
             tie_averaged_map=_mean(self.ks, self.tie_ap),
+            map_relevant=_mean(self.ks, self.sums / perfect.clamp(min=1)),
+            map_retrieved=_mean(self.ks, self.sums / self.found.clamp(min=1)),
             precision=_mean(self.ks, self.found / k),
             recall=_mean(self.ks, self.found / self.total.clamp(min=1)),
-            chance=_mean(self.ks, _chance(self.total, n_videos, k)),
+            ceiling=_mean(self.ks, perfect / k),
+            chance=_mean(self.ks, _chance(self.total, self.n_videos, k, self.harmonic[k.long()])),
+            map_whole=math.fsum(self.whole) / n_queries if self.whole else None,
+            by_radius=ByRadius(*values) if self.bits else None,
         )
 
 
-def _average_precision(relevant: Tensor) -> Tensor:
-    """AP at every cut 1..K, (q, K), from the relevance in rank order (q, K)."""
+def _precision_sums(relevant: Tensor) -> Tensor:
+    """K AP@K at every cut 1..K, (q, K), from the relevance in rank order (q, K)."""
     position = torch.arange(1, relevant.shape[1] + 1, dtype=torch.float64)
-    return (relevant * relevant.cumsum(1) / position).cumsum(1) / position
+    return (relevant * relevant.cumsum(1) / position).cumsum(1)
+
+
+def _whole_precision(n: Tensor, r: Tensor, harmonic: Tensor) -> Tensor:
+    """Expected AP of the whole ranking over random orders of equal distances, (q,); divided by the relevant.
+
+    The terms of `_tie_averaged_precision`, summed over a group that begins behind s videos, with `H` the
+    harmonic numbers and `t = (r-1)/(n-1)`: `(r/n) ((R + 1 - t (s+1)) (H[s+n] - H[s]) + t n)`.
+    """
+    ends, found = n.cumsum(1), r.cumsum(1)  # (q, groups)
+    s, before = ends - n, found - r
+    t = (r - 1) / (n - 1).clamp(min=1).double()
+    terms = (before + 1 - t * (s + 1)) * (harmonic[ends] - harmonic[s]) + t * n
+    return (r / n.clamp(min=1).double() * terms).sum(1) / r.sum(1).clamp(min=1)
 
 
 def _tie_averaged_precision(relevant: Tensor, distance: Tensor, last_n: Tensor, last_r: Tensor) -> Tensor:
@@ -263,117 +349,14 @@ def _tie_averaged_precision(relevant: Tensor, distance: Tensor, last_n: Tensor, 
     return term.cumsum(1) / rank
 
 
-def _chance(total: Tensor, n: int, k: Tensor) -> Tensor:
+def _chance(total: Tensor, n: int, k: Tensor, harmonic: Tensor) -> Tensor:
     """Expected AP@K of a random ranking, (Q, cuts): one tie group of n videos, `total` (Q, 1) relevant."""
-    harmonic = (1 / torch.arange(1, int(k.max()) + 1, dtype=torch.float64)).cumsum(0)[k.long() - 1]
     return total / n * (harmonic + (total - 1) / max(n - 1, 1) * (k - harmonic)) / k
 
 
 def _mean(ks: list[int], values: Tensor) -> dict[int, float]:
     """Mean over queries, (Q, cuts); fsum rounds once, so the order of the queries does not matter."""
     return {k: math.fsum(column.tolist()) / len(column) for k, column in zip(ks, values.T, strict=True)}
-
-
-# ------------------------------------------------------------------------------------------------- ranking
-
-
-class _Ranking(NamedTuple):
-    """The first K of the ranking of q queries, and the whole tie group that the cut goes through."""
-
-    index: Tensor  # (q, K) database indices, nearest first
-    distance: Tensor  # (q, K) theirs, from a zero of each query's own
-    tie_row: Tensor  # (T,) query of every video that ties with the K-th
-    tie_index: Tensor  # (T,) its database index
-
-
-def _ranked_blocks(query: Tensor, database: Tensor, depth: int) -> Iterator[tuple[slice, _Ranking]]:
-    """Yield slices of queries and their rankings down to `depth`.
-
-    Per block of queries: all distances; the least of every group of videos; the depth-th smallest of those,
-    a reach that at least `depth` videos are within. Only these candidates are sorted, by one key each: its
-    query in the block, its distance, its index.
-    """
-    (n, bits), cpu = database.shape, query.device.type == "cpu"
-    size = min(max(QUERIES, (DISTANCES if cpu else DISTANCES_GPU) // n), MOST_QUERIES)
-    starts = range(0, len(query), size)
-    if cpu:
-        search, (query, database) = _packed_search, words(query, database)
-    else:
-        exact = torch.float16 if query.device.type == "cuda" and bits <= 2048 else torch.float32
-        search, query, database = _product_search, -query.to(exact).T, database.to(exact).T
-    blocks = [partial(search, query[..., start : start + size], database, bits, depth) for start in starts]
-    for start, keys in zip(starts, _threaded(blocks) if cpu else (block() for block in blocks), strict=True):
-        counts = (keys >> DISTANCE_BITS + INDEX_BITS).bincount()  # (q,) candidates
-        # Where many videos tie, many are candidates: then a few queries at a time, to bound memory.
-        sizes = (counts.cumsum(0) // CANDIDATES).unique_consecutive(return_counts=True)[1].tolist()
-        for part in counts.split(sizes):
-            near, keys = keys.tensor_split([int(part.sum())])
-            level, index = near >> INDEX_BITS, near & (1 << INDEX_BITS) - 1  # level: query and distance
-            row = torch.arange(len(part), device=part.device).repeat_interleave(part)  # (C,)
-            top = (part.cumsum(0) - part)[:, None] + torch.arange(depth, device=part.device)  # (q, K)
-            tied = level == level[top[:, -1]][row]
-            yield slice(start, start + len(part)), _Ranking(index[top], level[top], row[tied], index[tied])
-            start += len(part)
-
-
-def _threaded(blocks: list[Callable[[], Tensor]]) -> Iterator[Tensor]:
-    """Call every block in a thread of its own, a few of them ahead."""
-    threads, waiting = torch.get_num_threads(), deque()
-    with ThreadPoolExecutor(threads) as pool:
-        for block in blocks:
-            waiting.append(pool.submit(block))
-            if len(waiting) > threads:
-                yield waiting.popleft().result()
-        yield from (block.result() for block in waiting)
-
-
-def _product_search(query: Tensor, database: Tensor, bits: int, depth: int) -> Tensor:
-    """Sorted keys of the candidates of negated queries (b, q) among videos (b, N), by a matrix product."""
-    distance = query.T @ database  # (q, N), from -b to b
-    group = min(GROUP, (n := database.shape[1]) // depth)  # so there are at least `depth` groups
-    # Strided groups: minima run along whole rows.
-    least = distance[:, : n // group * group].unflatten(1, (group, -1)).amin(1)  # (q, groups)
-    reach = least.topk(depth, largest=False, sorted=False).values.amax(1, keepdim=True)  # (q, 1)
-    row, index = (distance <= reach).nonzero(as_tuple=True)  # (C,)
-    level = (row << DISTANCE_BITS) + distance[row, index].long() + bits
-    return ((level << INDEX_BITS) + index).sort().values
-
-
-def _packed_search(query: np.ndarray, database: np.ndarray, bits: int, depth: int) -> Tensor:
-    """As `_product_search`, of words (words, planes, q) and (words, planes, N), by counting bits."""
-    group, keys = min(GROUP, (n := database.shape[2]) // depth), []
-    for start in range(0, query.shape[2], 2 * TILE[0]):
-        distance = _distances(query[..., start : start + 2 * TILE[0]], database, bits)  # (q, N)
-        least = distance[:, : n // group * group].reshape(len(distance), group, -1).min(1)  # (q, groups)
-        # 32 bits: numpy's partition of bytes is slow.
-        reach = np.partition(least.astype(np.int32), depth - 1, axis=1)[:, depth - 1, None]  # (q, 1)
-        place = np.flatnonzero(distance <= reach.astype(least.dtype))  # (C,)
-        row, index = np.divmod(place, n)
-        level = (start + row << DISTANCE_BITS) + distance.ravel()[place]
-        keys.append(np.sort((level << INDEX_BITS) + index))
-    return torch.from_numpy(np.concatenate(keys))
-
-
-def _distances(query: np.ndarray, database: np.ndarray, bits: int) -> np.ndarray:
-    """Distances (q, N) of words (words, planes, q) and (words, planes, N).
-
-    Two codes differ where `(sign ^ sign) & known`. Of one plane, without zeros, the number of these bits is
-    the distance; of two it counts half bits, b + |differ| - |agree|.
-    """
-    (_, planes, q), n = query.shape, database.shape[2]
-    out = np.full((q, n), bits * (planes - 1), np.uint8 if bits * planes < 256 else np.int32)
-    whole = np.empty((2, *TILE), np.uint64), np.empty(TILE, np.uint8)  # reused: the caches keep them
-    for row, column in itertools.product(range(0, q, TILE[0]), range(0, n, TILE[1])):
-        rows, columns = slice(row, row + TILE[0]), slice(column, column + TILE[1])
-        part = out[rows, columns]
-        (differ, known), count = (each[..., : part.shape[0], : part.shape[1]] for each in whole)
-        for q_word, d_word in zip(query[..., rows, None], database[..., None, columns], strict=True):
-            np.bitwise_xor(q_word[0], d_word[0], out=differ)
-            if planes == 2:
-                differ &= np.bitwise_and(q_word[1], d_word[1], out=known)
-                part -= np.bitwise_count(np.bitwise_xor(differ, known, out=known), out=count)
-            part += np.bitwise_count(differ, out=count)
-    return out
 
 
 # ------------------------------------------------------------------------------------------ arguments
@@ -401,6 +384,23 @@ def _cuts(ks: Sequence[int], n: int) -> list[int]:
     if any(k not in range(1, n + 1) for k in ks):  # 5.7 is in no range, 5.0 is
         raise ValueError(f"K must be whole numbers between 1 and the database size {n}, found {ks}")
     return [int(k) for k in ks]
+
+
+def _relevant_videos(query: Tensor, database: Tensor) -> Callable[[int], np.ndarray]:
+    """From a query's number, the database videos that share a label with it; of multi-hot bool labels."""
+    query, database = query.cpu().numpy(), database.cpu().numpy()
+    members = [np.flatnonzero(column) for column in database.T]
+    n_classes, first = query.sum(1).tolist(), query.argmax(1).tolist()
+
+    def find(number: int) -> np.ndarray:
+        if n_classes[number] == 1:
+            return members[first[number]]
+        shares = np.zeros(len(database), bool)
+        for each in np.flatnonzero(query[number]):
+            shares[members[each]] = True
+        return np.flatnonzero(shares)
+
+    return find
 
 
 def _label_patterns(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

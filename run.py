@@ -28,6 +28,7 @@ settings = dict(
     weight_path=None,  # checkpoint or folder that train or test starts from; None: the newest of this dataset
     result_log_dir="log",
     result_weight_dir="weight",
+    result_dir="result",  # numbers and codes of every test
     cfg=dict(  # of WSCH
         a=None,  # weight of the cluster loss
         b=None,  # weight of the contrastive loss
@@ -48,6 +49,7 @@ settings = dict(
     memory="auto",  # ram or disk: where features are read from
     num_workers=1,  # threads that read ahead
     checkpoint_minutes=10,  # between checkpoints inside an epoch
+    eval_every=0,  # epochs between two looks at the mAP of the test split; they choose nothing
 )
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from data import FeatureStore
 from engine.checkpoint import load_moments, load_weights
 from engine.launch import first_look, resumed
 from engine.systems import check_blocks, resolve
-from formats.codefile import read_code_file, record, write_code_file
+from formats.codefile import as_records, read_code_file, write_code_file
 from formats.dataset import load_config
 from formats.files import BadInput
 from formats.labels import load_labels
@@ -86,9 +86,8 @@ def write_dataset(folder: Path) -> None:
         with h5py.File(folder / f"{name}.h5", "w") as file:
             for key, array in arrays.items():
                 file[key] = array
-    rows = np.zeros(N, record(B))
-    (folder / "part").write_bytes(rows.tobytes())
-    write_code_file(folder / "codes.h5", folder / "part", B, hot, {"digest": "x", "system": "WSCH"})
+    records = as_records(rng.integers(-1, 2, (N, B)))
+    write_code_file(folder / "codes.h5", records, B, hot, {"digest": "x", "system": "WSCH"})
     settings = resolve({"data_set_config": str(folder / "dataset.json"), "stage": "train"}, {})
     net = fresh_network(settings, D)
     adam = torch.optim.Adam(net.parameters())

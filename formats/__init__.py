@@ -1,1 +1,1 @@
-"""The ground floor: safe files, dataset JSON, HDF5, MAT, labels, weights, codes as bytes, the processor."""
+"""The ground floor: safe files, dataset JSON, HDF5, MAT, labels, weights, codes, their ranking, processor."""

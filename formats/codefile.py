@@ -1,9 +1,10 @@
 """The file of codes: packed bits of many videos with what they were made by, from and for.
 
 HDF5 with ``codes`` uint8 (N, ceil(b / 8)), first bit highest; ``zeros`` uint32 (N,), how many entries of a
-video's code were 0 and became +1; ``labels`` uint8 (N, num_class) where there are any; and as attributes
-``bits``, ``codes_digest`` and, of the network, ``digest``, ``system``, ``dataset`` (trained on), then
-``settings``, ``sources`` and ``features`` (their digest).
+video's code were 0 and became +1; where any was, ``known`` uint8 (N, ceil(b / 8)), packed likewise, 1 for an
+entry that was not 0; ``labels`` uint8 (N, num_class) where there are any; and as attributes ``bits``,
+``codes_digest`` and, of the network, ``digest``, ``system``, ``dataset`` (trained on), then ``settings``,
+``sources`` and ``features`` (their digest).
 
 Axes: N videos, b bits.
 """
@@ -15,7 +16,9 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from torch import Tensor
 
+from formats.bits import unpack
 from formats.files import BadInput, write_whole
 from formats.hdf5 import find_array, read_text, reading, write_texts
 
@@ -30,6 +33,7 @@ class CodeFile:
     path: Path
     codes: np.ndarray  # (N, ceil(b / 8)) uint8
     zeros: np.ndarray  # (N,) uint32
+    known: np.ndarray | None  # (N, ceil(b / 8)) uint8; None: no zeros, or a file of version 1.1
     labels: np.ndarray | None  # (N, num_class) uint8
     bits: int
     digest: str  # of the network
@@ -38,28 +42,62 @@ class CodeFile:
     def __len__(self) -> int:
         return len(self.codes)
 
+    def exact(self) -> np.ndarray:
+        """The codes as they were, int8 (N, b) in {-1, 0, +1}.
+
+        Raises:
+            BadInput: some were 0, and the file does not say which.
+        """
+        codes = unpack(self.codes, self.bits)
+        if self.known is not None:
+            return codes * np.unpackbits(self.known, axis=1, count=self.bits).astype(np.int8)
+        if n_zeros := int(self.zeros.sum(dtype=np.int64)):
+            reason = f"does not say which {n_zeros} code entries were 0"
+            raise BadInput(f"{self.path}: {reason}: made by version 1.1; encode the videos again")
+        return codes
+
 
 def record(bits: int) -> np.dtype:
-    """A video in the file under way: its code and how many of its entries were 0."""
-    return np.dtype([("code", "u1", (-(-bits // 8),)), ("zeros", "<u4")])
+    """A video on its way into the file: its code, and a bit 1 where an entry of it is not 0."""
+    n_bytes = (-(-bits // 8),)
+    return np.dtype([("code", "u1", n_bytes), ("known", "u1", n_bytes)])
 
 
-def write_code_file(path: Path, part: Path, bits: int, labels: np.ndarray | None, attributes: dict) -> None:
-    """Make the file of codes out of the records of ``part``, whole or not at all.
+def as_records(codes: np.ndarray | Tensor) -> np.ndarray:
+    """Codes in {-1, 0, +1}, (N, b), as records (N,)."""
+    codes = np.asarray(codes)
+    records = np.empty(len(codes), record(codes.shape[1]))
+    records["code"], records["known"] = np.packbits(codes >= 0, axis=1), np.packbits(codes != 0, axis=1)
+    return records
+
+
+def count_zeros(known: np.ndarray, bits: int) -> np.ndarray:
+    """How many entries of every code are 0, uint32 (N,), from the bits of those that are not."""
+    return (bits - np.bitwise_count(known).sum(1)).astype(np.uint32)
+
+
+def write_code_file(
+    path: Path, records: np.ndarray, bits: int, labels: np.ndarray | None, attributes: dict
+) -> None:
+    """Make a file of codes out of records, whole or not at all.
 
     Raises:
         BadInput: it cannot be written.
     """
-    records = np.memmap(part, record(bits), "r")
 
     def write(temporary: Path) -> None:
         with h5py.File(temporary, "w") as file:
             codes = file.create_dataset("codes", (len(records), records["code"].shape[1]), "u1")
             zeros = file.create_dataset("zeros", (len(records),), "<u4")
-            found = hashlib.sha256()
+            found, n_zeros = hashlib.sha256(), 0
             for rows in blocks(len(records)):
-                codes[rows], zeros[rows] = records["code"][rows], records["zeros"][rows]
+                codes[rows], zeros[rows] = records["code"][rows], count_zeros(records["known"][rows], bits)
                 found.update(np.ascontiguousarray(records["code"][rows]))
+                n_zeros += int(zeros[rows].sum(dtype=np.int64))
+            if n_zeros:
+                known = file.create_dataset("known", codes.shape, "u1")
+                for rows in blocks(len(records)):
+                    known[rows] = records["known"][rows]
             if labels is not None:
                 file["labels"] = labels
             file.attrs["bits"] = bits
@@ -97,19 +135,27 @@ def read_code_file(path: Path) -> CodeFile:
         if not isinstance(bits, np.integer) or not 0 < bits <= 2**16 or not (digest and fingerprint):
             raise BadInput(f"{path}: no file of codes: expected the attributes 'bits' and {TEXTS[:2]}")
         n_bytes = -(-int(bits) // 8)
-        arrays = {key: find_array(file, key, path) for key in ("codes", "zeros", "labels") if key in file}
+        keys = ("codes", "zeros", "known", "labels")
+        arrays = {key: find_array(file, key, path) for key in keys if key in file}
         found = {key: (array.dtype.name, *array.shape) for key, array in arrays.items()}
         n_videos = len(arrays.get("codes", ()))
         right = {"codes": ("uint8", n_videos, n_bytes), "zeros": ("uint32", n_videos)}
+        if "known" in found:
+            right["known"] = right["codes"]
         if "labels" in found:
             right["labels"] = ("uint8", n_videos, found["labels"][-1])
         if found != right or n_videos == 0:
-            expected = f"'codes' (N, {n_bytes}) of {bits} bits, 'zeros' (N,), perhaps 'labels' (N, num_class)"
+            expected = (f"'codes' (N, {n_bytes}) of {bits} bits, 'zeros' (N,), perhaps 'known' as 'codes' "
+                        "and 'labels' (N, num_class)")  # fmt: skip
             raise BadInput(f"{path}: expected {expected}, found {found}")
         read = {key: mapped(path, array) for key, array in arrays.items()}
     if hashlib.sha256(read["codes"]).hexdigest()[:16] != fingerprint:
         raise BadInput(f"{path}: damaged: its codes are not those that were written (their digest differs)")
-    return CodeFile(path, read["codes"], read["zeros"], read.get("labels"), int(bits), digest, fingerprint)
+    known = read.get("known")
+    if known is not None and not np.array_equal(count_zeros(known, bits), read["zeros"]):
+        raise BadInput(f"{path}: damaged: its 'known' does not agree with its 'zeros'")
+    labels = read.get("labels")
+    return CodeFile(path, read["codes"], read["zeros"], known, labels, int(bits), digest, fingerprint)
 
 
 def mapped(path: Path, array: h5py.Dataset) -> np.ndarray:

@@ -112,6 +112,18 @@ def read_json(path: str | Path) -> dict:
     return content
 
 
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file; only line feeds end them, and a byte order mark is no part of them.
+
+    Raises:
+        BadInput: the file cannot be read, or is no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
+
+
 def unknown_keys(found: Iterable[str], known: Iterable[str], where: str = "") -> list[str]:
     """Describe the keys of ``found`` that are not in ``known``, with the nearest known one; at most five."""
     known = list(known)

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import scipy.io
 
-from formats.bits import pack
-from formats.codefile import record, write_code_file
+from formats.codefile import as_records, write_code_file
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
@@ -21,6 +20,20 @@ N_TRAIN, N_DATABASE, N_QUERY, N_FRAMES, WIDTH, N_CLASSES = 20, 104, 6, 6, 24, 4
 def write_features(path: Path, features: np.ndarray, **options) -> None:
     with h5py.File(path, "w") as file:
         file.create_dataset("feats", data=features, **options)
+
+
+def write_codes(path, codes, labels=None, digest="d" * 16, **attributes):
+    """A file of codes (N, b)."""
+    said = {"digest": digest, "system": "WSCH", **attributes}
+    write_code_file(path, as_records(codes), codes.shape[1], labels, said)
+    return path
+
+
+def write_log(path: Path, *events: dict) -> Path:
+    """A run's log; an event needs its name alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"time": "2026-01-01 00:00:00", **each}) + "\n" for each in events))
+    return path
 
 
 class Dataset:
@@ -115,13 +128,3 @@ def killed(*_):
 def need(module):
     """A package that only tests need; in CI it must be there."""
     return importlib.import_module(module) if os.environ.get("CI") else pytest.importorskip(module)
-
-
-def write_codes(path, codes, labels=None, digest="d" * 16):
-    """A file of codes (N, b)."""
-    rows = np.empty(len(codes), record(codes.shape[1]))
-    rows["code"], rows["zeros"] = pack(codes), (codes == 0).sum(1)
-    part = path.with_suffix(".part")
-    part.write_bytes(rows.tobytes())
-    write_code_file(path, part, codes.shape[1], labels, {"digest": digest, "system": "WSCH"})
-    return path

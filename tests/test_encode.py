@@ -35,6 +35,8 @@ def test_database_and_queries_of_the_dataset(encode, dataset):
         codes = hash_videos(net, dataset.features[name])
         assert np.array_equal(found.codes, pack(codes))
         assert np.array_equal(found.zeros, (codes == 0).sum(1))
+        assert np.array_equal(found.exact(), codes)
+        assert (codes == 0).any()
         assert np.array_equal(found.labels, dataset.labels[name])
         assert (found.bits, len(found)) == (16, count)
         zeros = f"; {(codes == 0).sum()} entries were 0 (frames in a tie) and count as +1"
@@ -81,6 +83,8 @@ def test_map_of_the_files_is_that_of_the_test_where_no_entry_is_0(start, dataset
         read_code_file(dataset.folder.parent / f"work/code/3_16_{name}.h5") for name in ("test", "query")
     )
     assert not database.zeros.any()
+    assert database.known is None
+    assert np.array_equal(database.exact(), unpack(database.codes, 16))
     codes = (unpack(each.codes, 16) for each in (query, database))
     found = evaluate(*codes, query.labels, database.labels, [5, 20, 40, 60, 80, 100])
     assert {str(k): value for k, value in found.map.items()} == json_lines("log/2.jsonl")[-2]["mAP"]
@@ -248,6 +252,32 @@ class TestRefusals:
                 read_code_file(damaged)
         os.truncate(path, 900)
         with pytest.raises(BadInput, match="2_16_test.h5: not a readable HDF5 file"):
+            read_code_file(path)
+
+    def test_a_file_of_version_1_1_does_not_know_its_zeros(self, encode, tmp_path):
+        encode()
+        path = tmp_path / "work/code/2_16_test.h5"
+        with h5py.File(path, "r+") as file:
+            n_zeros = file["zeros"][()].sum()
+            del file["known"]
+        found = read_code_file(path)
+        assert len(found) == N_DATABASE
+        with pytest.raises(
+            BadInput, match=f"does not say which {n_zeros} code entries were 0: made by version"
+        ):
+            found.exact()
+        with h5py.File(path, "r+") as file:
+            file["zeros"][:] = 0
+        assert np.array_equal(read_code_file(path).exact(), unpack(found.codes, 16))
+
+    def test_zeros_that_are_not_those_that_are_known(self, encode, tmp_path):
+        encode()
+        path = tmp_path / "work/code/2_16_test.h5"
+        with h5py.File(path, "r+") as file:
+            file["known"][3, 1] ^= 4
+        with pytest.raises(
+            BadInput, match="2_16_test.h5: damaged: its 'known' does not agree with its 'zeros'"
+        ):
             read_code_file(path)
 
     def test_a_flipped_bit(self, encode, tmp_path):

@@ -7,9 +7,9 @@ import torch
 from scipy.sparse import csc_matrix
 from synthetic import GOLDEN
 
-import metrics
-from formats.bits import count_distinct, pack
-from metrics import binarize, evaluate, hamming_distance, mean_average_precision, tie_averaged_map
+from formats import hamming
+from formats.bits import count_distinct, pack, words
+from metrics import ByRadius, binarize, evaluate, hamming_distance, mean_average_precision, tie_averaged_map
 
 
 def random_case(queries, videos, bits, classes, seed=0, zeros=False):
@@ -33,15 +33,49 @@ def slow_precision_sums(relevant, k):
     return sum(relevant[i] * sum(relevant[: i + 1]) / (i + 1) for i in range(k)) / k
 
 
-def slow_evaluate(query, database, query_labels, database_labels, k):
-    rows = []
-    for code, label in zip(query.tolist(), query_labels, strict=True):
-        order, _ = slow_ranking(code, database)
-        relevant = [bool((label & database_labels[i]).any()) for i in order]
+def slow_whole(relevant, distance):
+    """Expected AP of a whole ranking: the mean over its places of what may stand there, by tie group."""
+    total, begin = 0.0, 0
+    while begin < len(distance):
+        end = begin + distance.count(distance[begin])
+        n, r, before = end - begin, sum(relevant[begin:end]), sum(relevant[:begin])
+        for j in range(n):  # a relevant one stands here with r / n, j (r - 1) / (n - 1) others in front
+            others = j * (r - 1) / (n - 1) if n > 1 else 0
+            total += r / n * (before + 1 + others) / (begin + j + 1)
+        begin = end
+    return total / max(sum(relevant), 1)
+
+
+def slow_evaluate(query, database, query_labels, database_labels, k, exclude_self=False):
+    """Every metric by its name, at one cut, each straight from its definition."""
+    rows, bits = [], query.shape[1]
+    pairs = np.zeros((2, bits + 1), int)
+    for number, (code, label) in enumerate(zip(query.tolist(), query_labels, strict=True)):
+        order, twice = slow_ranking(code, database)
+        ranked = [each for each in zip(order, twice, strict=True) if not exclude_self or each[0] != number]
+        distance = [double / 2 for _, double in ranked]
+        relevant = [bool((label & database_labels[i]).any()) for i, _ in ranked]
         found, total = sum(relevant[:k]), sum(relevant)
-        recall = found / total if total else 0.0
-        rows.append((slow_precision_sums(relevant, k), found / k, recall))
-    return np.mean(rows, axis=0)
+        summed = slow_precision_sums(relevant, k) * k
+        row = {
+            "map": summed / k,
+            "map_relevant": summed / min(k, total) if total else 0.0,
+            "map_retrieved": summed / found if found else 0.0,
+            "precision": found / k,
+            "recall": found / total if total else 0.0,
+            "ceiling": slow_precision_sums(sorted(relevant, reverse=True), k),
+            "map_whole": slow_whole(relevant, distance),
+        }
+        for r in range(bits + 1):
+            within = [is_relevant for is_relevant, d in zip(relevant, distance, strict=True) if d <= r]
+            row["precision", r] = sum(within) / len(within) if within else 0.0
+            row["recall", r] = sum(within) / total if total else 0.0
+            new = [rel for rel, d in zip(relevant, distance, strict=True) if r - 1 < d <= r]
+            pairs[:, r] += len(new), sum(new)
+        rows.append(row)
+    means = {name: np.mean([row[name] for row in rows]) for name in rows[0]}
+    by_radius = [[means.pop((name, r)) for r in range(bits + 1)] for name in ("precision", "recall")]
+    return means, ByRadius(*by_radius, *pairs.tolist())
 
 
 # ------------------------------------------------------------------------------------------------ codes
@@ -112,6 +146,19 @@ def test_the_sum_is_divided_by_k_not_by_the_relevant():
     assert mean_average_precision(codes[:1], codes, [[1]], [[1], [0], [0]], [3]) == pytest.approx({3: 1 / 3})
 
 
+def check(result, case, k, exclude_self=False):
+    """Every metric of a result against the slow loop."""
+    means, by_radius = slow_evaluate(*case, k, exclude_self)
+    assert result.map_whole == pytest.approx(means.pop("map_whole"), rel=1e-11)
+    for name, value in means.items():
+        assert getattr(result, name)[k] == pytest.approx(value, rel=1e-13), name
+    assert result.by_radius.precision == pytest.approx(by_radius.precision, rel=1e-13)
+    assert result.by_radius.recall == pytest.approx(by_radius.recall, rel=1e-13)
+    assert result.by_radius.pairs == by_radius.pairs
+    assert result.by_radius.relevant_pairs == by_radius.relevant_pairs
+    assert result.precision_radius_2 == result.by_radius.precision[2]
+
+
 @pytest.mark.parametrize("zeros", [False, True])
 @pytest.mark.parametrize(("videos", "bits"), [(7, 3), (90, 4), (300, 12), (260, 130)])
 def test_against_a_slow_loop(videos, bits, zeros):
@@ -119,8 +166,54 @@ def test_against_a_slow_loop(videos, bits, zeros):
     ks = [1, 5, 7] if videos < 50 else [7, 50, 1, videos]
     result = evaluate(*case, ks)
     for k in ks:
-        slow = slow_evaluate(*case, k)
-        assert [result.map[k], result.precision[k], result.recall[k]] == pytest.approx(slow, rel=1e-13)
+        check(result, case, k)
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize(("videos", "bits"), [(2, 2), (7, 3), (60, 4), (40, 130)])
+def test_each_video_left_out_of_its_own_ranking(videos, bits, zeros):
+    _, codes, _, labels = random_case(1, videos, bits, 5, seed=bits, zeros=zeros)
+    codes[0, :2] = torch.tensor([1, -1])
+    assert videos == 2 or not labels.any(1).all()
+    case = codes, codes, labels, labels
+    ks = [1, videos // 2, videos - 1]
+    result = evaluate(*case, ks, exclude_self=True)
+    for k in ks:
+        check(result, case, k, exclude_self=True)
+        assert mean_average_precision(*case, [k], exclude_self=True)[k] == result.map[k]
+    assert sum(result.by_radius.pairs) == videos * (videos - 1)
+
+
+def test_what_counts_apart_by_hand():
+    # From the query: distances 0, 2, 2, 3, 4; a zero against anything is half a bit.
+    query = torch.tensor([[1, 1, 1, 1]])
+    database = torch.tensor([[1] * 4, [-1, -1, 1, 1], [1, 1, -1, -1], [-1, -1, 0, 0], [-1] * 4])
+    labels = torch.tensor([[0, 1], [1, 0], [0, 1], [1, 0], [1, 1]])
+    result = evaluate(query, database, torch.tensor([[1, 0]]), labels, [1, 2, 4])
+    # In the order of the database: not, relevant, not, relevant, relevant; 3 of them.
+    assert result.map_relevant == pytest.approx({1: 0, 2: (1 / 2) / 2, 4: (1 / 2 + 2 / 4) / 3})
+    assert result.map_retrieved == pytest.approx({1: 0, 2: 1 / 2, 4: (1 / 2 + 2 / 4) / 2})
+    assert result.ceiling == {1: 1, 2: 1, 4: 3 / 4}
+    # The two at distance 2 in either order: the first relevant one on place 2 or 3.
+    assert result.map_whole == pytest.approx(((1 / 2 + 1 / 3) / 2 + 2 / 4 + 3 / 5) / 3)
+    assert result.by_radius.pairs == [1, 0, 2, 1, 1]
+    assert result.by_radius.relevant_pairs == [0, 0, 1, 1, 1]
+    assert result.by_radius.precision == pytest.approx([0, 0, 1 / 3, 2 / 4, 3 / 5])
+    assert result.by_radius.recall == pytest.approx([0, 0, 1 / 3, 2 / 3, 1])
+    assert result.precision_radius_2 == pytest.approx(1 / 3)
+
+
+def test_distances_of_half_bits_belong_to_the_next_radius():
+    query, database = torch.tensor([[1, 1, -1]]), torch.tensor([[0, 1, -1], [1, 0, 0], [0, -1, -1]])
+    result = evaluate(query, database, [[1]], [[1], [1], [0]], [1])
+    assert result.by_radius.pairs == [0, 2, 1, 0]  # 1/2, 1, 3/2
+    assert result.by_radius.precision == pytest.approx([0, 1, 2 / 3, 2 / 3])
+
+
+def test_radius_2_of_a_code_of_one_bit_is_all_of_it():
+    result = evaluate(torch.tensor([[1]]), torch.tensor([[1], [-1]]), [[1]], [[1], [0]], [1])
+    assert result.by_radius.precision == [1, 1 / 2]
+    assert result.precision_radius_2 == 1 / 2
 
 
 @pytest.mark.parametrize("bits", [6, 16, 64])
@@ -140,7 +233,7 @@ def test_ties_rank_as_in_a_stable_full_sort_to_the_last_digit(bits):
 def test_tie_average_is_the_mean_over_all_orders(seed, zeros):
     query, database, query_labels, database_labels = random_case(3, 7, 2, 2, seed=seed, zeros=zeros)
     ks = [1, 2, 3, 5, 7]
-    expected = np.zeros(len(ks))
+    expected, whole = np.zeros(len(ks)), 0.0
     for code, label in zip(query.tolist(), query_labels, strict=True):
         order, distance = slow_ranking(code, database)
         ranked = list(zip(order, distance, strict=True))
@@ -149,8 +242,11 @@ def test_tie_average_is_the_mean_over_all_orders(seed, zeros):
         for each in orders:
             relevant = [bool((label & database_labels[i]).any()) for i in each]
             expected += [slow_precision_sums(relevant, k) / len(orders) / len(query) for k in ks]
+            share = 7 / max(sum(relevant), 1) / len(orders) / len(query)
+            whole += slow_precision_sums(relevant, 7) * share
     result = tie_averaged_map(query, database, query_labels, database_labels, ks)
     assert list(result.values()) == pytest.approx(expected.tolist(), rel=1e-12)
+    assert evaluate(query, database, query_labels, database_labels, [1]).map_whole == pytest.approx(whole)
     # The last group goes on beyond the deepest K.
     for k in ks:
         alone = tie_averaged_map(query, database, query_labels, database_labels, [k])
@@ -174,8 +270,7 @@ def test_equal_codes_leave_nothing_but_chance():
     query, database = torch.ones_like(query), torch.ones_like(database)
     result = evaluate(query, database, query_labels, database_labels, [1, 10, 400])
     assert result.tie_averaged_map == pytest.approx(result.chance, rel=1e-12)
-    slow, _, _ = slow_evaluate(query, database, query_labels, database_labels, 10)
-    assert result.map[10] == pytest.approx(slow)
+    check(result, (query, database, query_labels, database_labels), 10)
 
 
 def test_a_query_without_relevant_videos_counts_zero():
@@ -183,19 +278,22 @@ def test_a_query_without_relevant_videos_counts_zero():
     labels = torch.tensor([[1, 0, 0], [1, 0, 0]])
     one = evaluate(codes[:1], codes, labels[:1], labels, [1, 2])
     both = evaluate(codes, codes, torch.tensor([[1, 0, 0], [0, 1, 0]]), labels, [1, 2])
-    for name in ("map", "tie_averaged_map", "precision", "recall", "chance"):
+    for name in ("map", "tie_averaged_map", "map_relevant", "map_retrieved", "precision", "recall",
+                 "ceiling", "chance"):  # fmt: skip
         assert getattr(both, name) == pytest.approx({k: v / 2 for k, v in getattr(one, name).items()})
+    assert both.map_whole == pytest.approx(one.map_whole / 2)
+    assert both.by_radius.precision == pytest.approx([value / 2 for value in one.by_radius.precision])
 
 
 def test_blocks_change_nothing(monkeypatch):
     case = random_case(70, 700, 6, 4, zeros=True)
     whole = evaluate(*case, [3, 10])
-    monkeypatch.setattr(metrics, "DISTANCES", 700)
-    monkeypatch.setattr(metrics, "QUERIES", 9)
+    monkeypatch.setattr(hamming, "DISTANCES", 700)
+    monkeypatch.setattr(hamming, "QUERIES", 9)
     monkeypatch.setattr("formats.bits.COLUMNS", 33)
-    monkeypatch.setattr(metrics, "CANDIDATES", 100)
+    monkeypatch.setattr(hamming, "CANDIDATES", 100)
     assert evaluate(*case, [3, 10]) == whole
-    monkeypatch.setattr(metrics, "GROUP", 5)
+    monkeypatch.setattr(hamming, "GROUP", 5)
     assert evaluate(*case, [3, 10]) == whole
 
 
@@ -213,24 +311,33 @@ def test_counted_bits_rank_as_products(bits, zeros):
     # A GPU takes products. Distances pass a byte at 256 bits, with zeros at 128.
     query, database, *_ = random_case(20, 600, bits, 4, zeros=zeros)
     query[0], database[:2] = 1, torch.tensor([[1], [-1]])
-    depth = 600 if bits == 300 else 20
-    counted = metrics._packed_search(*metrics.words(query, database), bits, depth)
-    product = metrics._product_search(-query.T, database.T, bits, depth)
+    rng = np.random.default_rng(bits)
+    relevant = [np.flatnonzero(rng.random(600) < 0.1) for _ in range(26)]
+    options = {
+        "first": 6,
+        "bits": bits,
+        "depth": 599 if bits == 300 else 20,
+        "exclude_self": bits != 64,
+        "marked": lambda number: relevant[number],
+    }
+    counted, counts = hamming._packed_search(*words(query, database), **options)
+    product, half_counts = hamming._product_search(-query.T, database.T, **options)
+    level = hamming.INDEX_BITS, hamming.INDEX_BITS + hamming.DISTANCE_BITS
     if not zeros:  # whole bits, not half ones
-        counted += counted >> metrics.INDEX_BITS << metrics.INDEX_BITS
-        product += (
-            product
-            >> metrics.INDEX_BITS + metrics.DISTANCE_BITS
-            << metrics.INDEX_BITS + metrics.DISTANCE_BITS
-        )
+        counted += counted >> level[0] << level[0]
+        product += product >> level[1] << level[1]
+        assert not half_counts[..., 1::2].any()
+        half_counts = half_counts[..., ::2]
     assert torch.equal(counted, product)
+    assert torch.equal(counts, half_counts)
+    assert counts[:, 0].sum(1).tolist() == [600 - options["exclude_self"]] * 20
 
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_threads_change_nothing(monkeypatch, threads):
     case = random_case(70, 300, 16, 4)
     whole = evaluate(*case, [3, 10])
-    monkeypatch.setattr(metrics, "MOST_QUERIES", 8)
+    monkeypatch.setattr(hamming, "MOST_QUERIES", 8)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     assert evaluate(*case, [3, 10]) == whole
 
@@ -327,3 +434,12 @@ def test_errors(function, change, message):
     }
     with pytest.raises(ValueError, match=message):
         function(**(arguments | change))
+
+
+def test_only_the_database_itself_can_be_left_out():
+    query, database, *labels = random_case(5, 6, 4, 2)
+    with pytest.raises(ValueError, match="exclude_self: 5 queries cannot be the 6 database videos"):
+        evaluate(query, database, *labels, [1], exclude_self=True)
+    case = database, database, labels[1], labels[1]
+    with pytest.raises(ValueError, match="between 1 and the database size 5, found .6."):
+        evaluate(*case, [6], exclude_self=True)

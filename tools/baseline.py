@@ -25,12 +25,13 @@ from torch.nn.functional import normalize
 
 from data import FeatureStore, generator, open_store
 from engine.device import check_stop, environment, open_device
-from engine.evaluation import Result, Splits, evaluate_network, open_splits, report
+from engine.evaluation import evaluate_network, open_splits
 from engine.feed import encode, encode_blocks
+from engine.report import Result, Splits, report
 from engine.runs import Run
 from engine.settings import RankingSettings, cuts, positive, setting
 from engine.systems import System
-from formats.files import BadInput, progress
+from formats.files import BadInput, check_folder, expand, progress
 from metrics import Evaluation, Tally, sign
 
 METHODS = {
@@ -41,7 +42,7 @@ METHODS = {
 }
 ROUNDS = 50  # of itq
 ROTATED = 2**14  # videos that itq rotates at once
-COSINES = 2**23  # in a block: queries times database videos
+COSINES = 2**22  # in a block: queries times database videos
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +100,7 @@ def train_model(settings: BaselineSettings, run: Run) -> dict[int, float]:
         BadInput: a split or its labels cannot be used, or the training set varies in too few directions.
     """
     device, config, name = open_device(settings), settings.config, settings.method
+    check_folder(expand(settings.result_dir))
     splits = open_splits(settings)
     store = None if name == "mean" else open_store(config, config.train, settings.memory, "cpu")
     run.start(METHODS[name], **environment(device))
@@ -213,11 +215,16 @@ def evaluate_mean(splits: Splits, settings: BaselineSettings, device: torch.devi
     if splits.query is not splits.database:
         query = encode(splits.query, unit, device, settings, "mean-pooled features")
     labels = (torch.from_numpy(each) for each in (splits.query_labels, splits.database_labels))
-    return evaluate_cosine(query, database, *labels, settings.ks)
+    return evaluate_cosine(query, database, *labels, settings.ks, settings.exclude_self)
 
 
 def evaluate_cosine(
-    query: Tensor, database: Tensor, query_labels: Tensor, database_labels: Tensor, ks: Sequence[int]
+    query: Tensor,
+    database: Tensor,
+    query_labels: Tensor,
+    database_labels: Tensor,
+    ks: Sequence[int],
+    exclude_self: bool = False,
 ) -> Evaluation:
     """`metrics.evaluate` with 1 - cosine, rounded to float32, in place of the Hamming distance.
 
@@ -226,26 +233,52 @@ def evaluate_cosine(
         database: of length 1, (N, D).
         query_labels: multi-hot, (Q, num_class).
         database_labels: multi-hot, (N, num_class).
-        ks: the cuts K, at most N.
+        ks: the cuts K, at most N, with `exclude_self` N - 1.
+        exclude_self: query i is database video i, which is left out of its own ranking.
 
     Returns:
-        Every metric at every K.
+        Every metric at every K and over the whole ranking; none by radius.
     """
-    depth, tally = max(ks), Tally(len(query), ks)
+    depth, n = max(ks), len(database) - exclude_self
+    tally = Tally(len(query), n, ks)
     database_labels = database_labels.float()
     size = max(1, COSINES // len(database))
     for start in progress(range(0, len(query), size), "ranking"):
         rows = slice(start, start + size)
         distance = (1 - query[rows] @ database.T).clamp(min=0)  # (q, N)
-        # Of floats that are not negative, the bits are in the order of the values.
-        key = (distance.view(torch.int32).long() << 32) + torch.arange(len(database))
-        index = key.topk(depth, largest=False).values & (1 << 32) - 1  # (q, K)
+        if exclude_self:
+            places = torch.arange(len(distance))
+            distance[places, start + places] = torch.inf
         relevant = query_labels[rows].float() @ database_labels.T > 0  # (q, N)
-        nearest, ranked = distance.gather(1, index), relevant.gather(1, index)  # (q, K)
-        tied = distance == nearest[:, -1:]  # (q, N) with the K-th
-        tally.add(rows, ranked, nearest, tied.sum(1), (tied & relevant).sum(1), relevant.sum(1))
+        # A key orders by distance, then by index: of floats that are not negative, the bits are in the order
+        # of the values. Whether a video is relevant rides along.
+        key = (distance.view(torch.int32).long() << 32) + 2 * torch.arange(len(database)) + relevant
+        key = torch.from_numpy(np.sort(key.numpy(), axis=1))[:, :n]  # (q, n); numpy's sort is the faster
+        distance, relevant = key >> 32, (key & 1).bool()
+        tied = distance == distance[:, depth - 1 : depth]  # with the K-th
+        total = relevant.sum(1)
+        tally.add(
+            rows, relevant[:, :depth], distance[:, :depth], tied.sum(1), (tied & relevant).sum(1), total
+        )
+        for ranked, is_relevant in zip(distance.numpy(), relevant.numpy(), strict=True):
+            tally.add_whole(*groups_of(ranked, is_relevant))
         check_stop()
-    return tally.means(len(database))
+    return tally.means()
+
+
+def groups_of(distance: np.ndarray, relevant: np.ndarray) -> tuple[Tensor, Tensor]:
+    """A ranking by groups, as `Tally.add_whole` takes them, (1, groups): few are relevant of many videos.
+
+    In turn the videos before a tie with relevant ones, and that tie.
+
+    Args:
+        distance: in rank order, (N,).
+        relevant: in rank order, bool, (N,).
+    """
+    levels, r = np.unique(distance[relevant], return_counts=True)
+    ends = np.stack([np.searchsorted(distance, levels, side) for side in ("left", "right")], axis=1)
+    n = np.diff(ends.ravel(), prepend=0)
+    return torch.from_numpy(n)[None], torch.from_numpy(np.stack((0 * r, r), axis=1).reshape(1, -1))
 
 
 SYSTEM = System("tools.baseline", BaselineSettings, stages=("tools.baseline",))

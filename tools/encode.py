@@ -22,7 +22,7 @@ from engine.feed import block_size, encode_blocks
 from engine.runs import Run
 from engine.settings import Settings, positive, setting
 from engine.systems import System, systems
-from formats.codefile import read_attributes, record, write_code_file
+from formats.codefile import as_records, blocks, count_zeros, read_attributes, record, write_code_file
 from formats.files import BadInput, check_folder, expand
 from formats.labels import load_labels
 from formats.weights import digest
@@ -126,27 +126,26 @@ def encode_into(out: Path, source: Source, net: nn.Module, settings: EncodeSetti
     }
     # The launch, too: another log folder may give out the same number.
     own = "-".join(key[:8] for key in (run.launch.id, said["digest"], said["features"]))
-    part = out.with_name(f"{out.stem}-{own}.part")
+    part = out.with_name(f"{out.stem}-{own}.known.part")
+    out.with_name(f"{out.stem}-{own}.part").unlink(missing_ok=True)  # of version 1.1: does not know the zeros
     if is_made(out, said):
         part.unlink(missing_ok=True)  # killed between the two
         run.say(f"{out}: there already")
         return
     size = block_size(device, settings)
     done = part.stat().st_size // kind.itemsize // size * size if part.exists() else 0
-    blocks = encode_blocks(store, lambda frames, _: net.hash(frames), device, settings, "codes", done)
+    encoded = encode_blocks(store, lambda frames, _: net.hash(frames), device, settings, "codes", done)
     try:
         with open(part, "ab") as file:
             os.truncate(part, done * kind.itemsize)  # to whole batches: others might round differently
-            for codes in blocks:
-                rows = np.empty(len(codes), kind)
-                rows["code"] = np.packbits(codes.numpy() >= 0, axis=1)
-                rows["zeros"] = (codes == 0).sum(1).numpy()
-                file.write(rows.tobytes())
+            for codes in encoded:
+                file.write(as_records(codes).tobytes())
     except OSError as error:
         raise BadInput(f"{part}: cannot be written: {error.strerror}") from None
+    records = np.memmap(part, kind, "r")
     if not is_made(out, said):  # meanwhile
-        write_code_file(out, part, bits, source.labels, said)
-    zeros = int(np.memmap(part, kind, "r")["zeros"].sum(dtype=np.int64))
+        write_code_file(out, records, bits, source.labels, said)
+    zeros = sum(int(count_zeros(records["known"][rows], bits).sum()) for rows in blocks(len(records)))
     part.unlink()
     ties = f"; {zeros} entries were 0 (frames in a tie) and count as +1" if zeros else ""
     run.say(f"{out}: {len(store)} videos{ties}")

@@ -1,21 +1,24 @@
 """Logs read back, for the commands that show results: plot, gallery, compare.
 
-A run's log is ``log/<n>.jsonl``, one event a line: ``start``, ``epoch`` (losses), ``evaluation`` (mAP while
-it trains, where ``eval_every`` asks for it), ``result`` (of a test), ``end``. It may still be written, its
-run may have failed, or it may be older than some of its keys: what is there is read, what is missing the
-commands name.
+A run's log is ``log/<n>.jsonl``, one event a line: ``reserved`` (in the first log of a launch), ``start``,
+``epoch`` (losses), ``evaluation`` (mAP while it trains, where ``eval_every`` asks for it), ``result`` (of a
+test), ``end``. It may still be written, its run may have failed, or it may be older than some of its keys:
+what is there is read, what is missing the commands name.
 """
 
+import contextlib
 import json
 import numbers
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engine.runs import is_record
 from formats.files import BadInput, expand
 
-# Of a result: by the cut K, by the radius from 0 to b.
+# Of a result: by the cut K, by themselves, by the radius from 0 to b.
 BY_K = (
     "mAP",
     "mAP_tie_expected",
@@ -26,6 +29,7 @@ BY_K = (
     "ceiling",
     "chance",
 )
+NUMBERS = ("mAP_whole", "precision_radius_2")
 BY_RADIUS = ("precision", "recall", "pairs", "relevant_pairs")
 # What the keys of events are that the commands rely on; older logs lack those that may be None.
 START = {"stage": str | None, "settings": dict | None}
@@ -41,6 +45,7 @@ RESULT = {
     "origin": str | None,
     "time": str | None,
     "codes": dict | None,
+    **dict.fromkeys(NUMBERS, numbers.Real | None),
 }
 
 
@@ -49,6 +54,7 @@ class Log:
     """What the log of one run says so far."""
 
     path: Path
+    reserved: dict[str, Any] = field(default_factory=dict)  # all runs of its launch, if it is the first
     start: dict[str, Any] = field(default_factory=dict)  # stage, settings, seed, versions, commit
     epochs: list[dict[str, Any]] = field(default_factory=list)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
@@ -97,8 +103,10 @@ def read_log(path: Path) -> Log:
     log = Log(path)
     for event in events(path):
         match event.get("event"):
+            case "reserved":
+                log.reserved = event
             case "start":
-                log = Log(path, checked(event, path, START))
+                log = Log(path, log.reserved, checked(event, path, START))
             case "epoch":
                 log.epochs.append(checked(event, path, EPOCH))
             case "evaluation":
@@ -137,12 +145,13 @@ def checked(event: dict, path: Path, needed: dict[str, Any]) -> dict:
     Raises:
         BadInput: they are not.
     """
-    by_radius = event.get("by_radius", {})
-    tables = {key: event.get(key, {}) for key in BY_K}
-    tables |= dict(event["losses"].items()) if isinstance(event.get("losses"), dict) else {}
+    losses, by_radius = event.get("losses", {}), event.get("by_radius", {})
+    by_k = {key: event.get(key, {}) for key in (*BY_K, "published")}
     wrong = [key for key, kind in needed.items() if not isinstance(event.get(key), kind)]
-    wrong += [key for key, table in tables.items() if not is_table(table, by_k=key in BY_K)]
-    if not isinstance(by_radius, dict) or not all(is_numbers(each) for each in by_radius.values()):
+    wrong += [key for key, table in by_k.items() if not is_table(table) or not all(map(str.isdecimal, table))]
+    if not isinstance(losses, dict) or not all(map(is_table, losses.values())):
+        wrong.append("losses")
+    if not isinstance(by_radius, dict) or not all(map(is_numbers, by_radius.values())):
         wrong.append("by_radius")
     if wrong:
         where = f"'{wrong[0]}' of an event '{event['event']}'"
@@ -150,12 +159,63 @@ def checked(event: dict, path: Path, needed: dict[str, Any]) -> dict:
     return event
 
 
-def is_table(value: Any, by_k: bool) -> bool:
-    """Whether this is numbers by name, or by cut K."""
-    named = isinstance(value, dict) and is_numbers(list(value.values()))
-    return named and (not by_k or all(key.isdecimal() for key in value))
+def is_table(value: Any) -> bool:
+    """Whether this is numbers by name."""
+    return isinstance(value, dict) and is_numbers(list(value.values()))
 
 
 def is_numbers(value: Any) -> bool:
     """Whether this is a list of numbers."""
-    return isinstance(value, list) and all(isinstance(each, numbers.Real) for each in value)
+    return isinstance(value, list) and all(map(is_number, value))
+
+
+def is_number(value: Any) -> bool:
+    """Whether this is a number."""
+    return isinstance(value, numbers.Real)
+
+
+class History:
+    """The logs of some folders, to find those of a network's training.
+
+    These are the log whose run left the checkpoint, ``<result_weight_dir>/<n>_<bits>.pth``, then the one
+    whose run left the checkpoint that this one started from, and so on; a run that names none went on from
+    the run before it in its launch, if there was one.
+    """
+
+    def __init__(self, folders: Iterable[Path]):
+        self.by_checkpoint: dict[str, Log] = {}
+        self.launches: dict[tuple[Path, int], list[int]] = {}  # all runs of a launch, by folder and run
+        for folder in folders:
+            with contextlib.suppress(BadInput):  # no log there has its number
+                for path in find_logs(folder):
+                    with contextlib.suppress(BadInput):  # a damaged one is as good as none
+                        self.add(read_log(path))
+
+    def add(self, log: Log) -> None:
+        """Take a log into account."""
+        runs = log.reserved["runs"] if is_record(log.reserved) else []
+        self.launches |= {(log.path.parent, run): runs for run in runs}
+        self.by_checkpoint[checkpoint(log, log.start.get("run"))] = log
+
+    def training(self, weights: str) -> list[Log] | None:
+        """The logs of the training that ended with a checkpoint, first stage first; None: one is missing."""
+        found: list[Log] = []
+        while weights:
+            log = self.by_checkpoint.get(os.path.abspath(expand(weights)))
+            if log is None or log in found:
+                return None
+            found.insert(0, log)
+            weights = log.start.get("weights") or self.before(log)
+        return found
+
+    def before(self, log: Log) -> str | None:
+        """The checkpoint that the run before this one in its launch leaves, if there is one."""
+        run = log.start.get("run")
+        earlier = [each for each in self.launches.get((log.path.parent, run), []) if each < run]
+        return checkpoint(log, max(earlier)) if earlier else None
+
+
+def checkpoint(log: Log, run: int) -> str:
+    """Where a run of the launch of this log leaves its network."""
+    folder = expand(str(log.setting("result_weight_dir")))
+    return os.path.abspath(folder / f"{run}_{log.setting('hashcode_size')}.pth")

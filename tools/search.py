@@ -14,7 +14,7 @@ import numpy as np
 
 from engine.launch import Parser, exit_status
 from formats.codefile import CodeFile, read_code_file
-from formats.files import BadInput, expand, progress, write_whole
+from formats.files import BadInput, expand, progress, read_lines, write_whole
 from tools.indexes import ANSWERS, INDEXES, Search
 
 QUERIES = 1024  # at a time, at most
@@ -92,10 +92,7 @@ def read_names(path: Path, database: CodeFile) -> list[str]:
     Raises:
         BadInput: the file cannot be read, or has another number of lines.
     """
-    try:
-        names = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
+    names = read_lines(path)
     if len(names) != len(database):
         raise BadInput(f"{path}: expected {len(database)} names, one a line, found {len(names)}")
     return names

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from engine.systems import system_of
-from formats.bits import unpack
 from formats.codefile import read_code_file
 from formats.files import BadInput, expand, optional_package
 from tools.logs import Log
@@ -236,4 +235,4 @@ def read_codes(log: Log) -> tuple[np.ndarray, list[int | None]]:
         raise BadInput(f"{log.path}: its codes, {path}, are not there (as seen from where the test ran)")
     file = read_code_file(path)
     labels = np.zeros((len(file), 1)) if file.labels is None else file.labels  # (N, num_class)
-    return unpack(file.codes, file.bits), [int(row.argmax()) if row.any() else None for row in labels]
+    return file.exact(), [int(row.argmax()) if row.any() else None for row in labels]

@@ -1,0 +1,225 @@
+"""``python -m tools.gallery LOG --out gallery.html``: queries and their nearest videos, on one page.
+
+The page needs no network and no script: thumbnails are in it (``tools/page.py``). It shows the codes that a
+test kept, ranked as the test did: by distance, ties by number. What the videos are called and look like is
+found beside their features (``tools/tested.py``) or named by options; else a video has its number.
+
+Axes: Q queries, K neighbours.
+"""
+
+import argparse
+import math
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.launch import Parser, exit_status
+from formats.files import BadInput, expand, write_whole
+from metrics import nearest_codes
+from tools.logs import Log
+from tools.page import Card, Row, Section, whole
+from tools.tested import Split, find_result, open_splits, read_classes
+
+PICKS = {
+    "random": "drawn at random (seed {seed}): what to expect",
+    "best": "those with the highest AP@{k}, ties by number",
+    "worst": "those with the lowest AP@{k}, ties by number",
+}
+MARKS = {"right": "\u2713", "wrong": "\u2717"}
+BLOCK = 1024  # queries whose labels are compared at once
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The nearest videos of every query."""
+
+    videos: np.ndarray  # (Q, K) database indices
+    distances: np.ndarray  # (Q, K)
+    right: np.ndarray  # (Q, K) bool: they share a class with the query
+
+    def average_precision(self, k: int) -> np.ndarray:
+        """AP@k of every query as of ``metrics.evaluate``, (Q,)."""
+        right = self.right[:, :k]
+        return (right * right.cumsum(1) / np.arange(1, k + 1)).mean(1)
+
+
+def main(arguments: list[str]) -> int:
+    """Make the page that the command line asks for; the exit status."""
+    parser = Parser(prog="python -m tools.gallery", description="Queries and their nearest videos, a page.")
+    parser.add_argument("log", metavar="LOG", help="log/<n>.jsonl of a test")
+    parser.add_argument("--out", type=expand, required=True, metavar="FILE.html", help="the page")
+    parser.add_argument("--queries", type=int, default=4, metavar="N", help="of each kind (default: 4)")
+    parser.add_argument("--k", type=int, default=10, help="neighbours of a query (default: 10)")
+    parser.add_argument("--pick", default=",".join(PICKS), help="kinds of queries (default: all three)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random queries (default: 0)")
+    parser.add_argument("--thumbnails", type=expand, metavar="FOLDER", help="of <name>.jpg")
+    parser.add_argument("--database-names", type=expand, metavar="FILE", help="of the videos, one a line")
+    parser.add_argument("--query-names", type=expand, metavar="FILE", help="likewise")
+    return exit_status(lambda: make(parser.parse_args(arguments)))
+
+
+def make(options: argparse.Namespace) -> None:
+    """Read a result and its codes, rank, and write the page, whole or not at all.
+
+    Raises:
+        BadInput: log, codes, names or an option cannot be used.
+    """
+    picks = options.pick.split(",")
+    if unknown := [pick for pick in picks if pick not in PICKS]:
+        raise BadInput(f"--pick: expected some of {','.join(PICKS)}, found '{unknown[0]}'")
+    for name, least in (("queries", 1), ("seed", 0)):
+        if (found := getattr(options, name)) < least:
+            raise BadInput(f"--{name}: expected {least} or more, found {found}")
+    log = find_result(options.log)
+    database, query = open_splits(log, options.thumbnails, options.database_names, options.query_names)
+    most = len(database.file) - bool(log.result.get("exclude_self"))
+    if not 1 <= options.k <= most:
+        raise BadInput(f"--k: expected 1 to {most}, the videos of {database.file.path}, found {options.k}")
+    gallery = Gallery(log, database, query, options.k)
+    sections = [gallery.section(pick, options.queries, options.seed) for pick in picks]
+    text = whole(gallery.title, gallery.facts(), gallery.numbers(), gallery.legend(), sections)
+    write_whole(options.out, lambda path: path.write_text(text, encoding="utf-8"))
+    cards = [card for section in sections for row in section.rows for card in row.cards]
+    bare = sum(card.picture is None for card in cards)
+    pictures = f"{bare} of them without a thumbnail" if bare else "each with its thumbnail"
+    print(f"{options.out}: {len(cards)} videos, {pictures}, {len(text) / 1e6:.2f} MB")
+
+
+def rank(database: Split, query: Split, k: int, exclude_self: bool) -> Answers:
+    """The K nearest videos of every query, ties by number.
+
+    Args:
+        database: the videos.
+        query: who asks.
+        k: how many.
+        exclude_self: query i is video i, and is left out.
+    """
+    found = nearest_codes(query.codes(), database.codes(), k + exclude_self)
+    videos, distances = (each.numpy() for each in found)
+    if exclude_self:  # out with the query itself, or, where ties keep it away, with the last one
+        others = videos != np.arange(len(videos))[:, None]
+        others[others.all(1), -1] = False
+        videos, distances = (each[others].reshape(-1, k) for each in (videos, distances))
+    right = np.empty(videos.shape, bool)
+    for start in range(0, len(videos), BLOCK):
+        rows = slice(start, start + BLOCK)
+        shared = query.file.labels[rows, None] & database.file.labels[videos[rows]]  # (q, K, num_class)
+        right[rows] = shared.any(-1)
+    return Answers(videos, distances, right)
+
+
+class Gallery:
+    """What a page says of the answers to the queries of a test.
+
+    Args:
+        log: of the test.
+        database: what was searched.
+        query: who asked.
+        k: neighbours to show.
+
+    Raises:
+        BadInput: the codes are not those of the log, or the classes cannot be read.
+    """
+
+    def __init__(self, log: Log, database: Split, query: Split, k: int):
+        self.log, self.database, self.query, self.k = log, database, query, k
+        self.exclude_self = bool(log.result.get("exclude_self"))
+        self.same = database.file.path == query.file.path
+        self.classes = read_classes(database)
+        cut = min(map(int, log.result["mAP"]))  # one that the log has too
+        self.answers = rank(database, query, max(k, cut), self.exclude_self)
+        self.quality = self.answers.average_precision(k)  # (Q,)
+        found, said = mean(self.answers.average_precision(cut)), log.result["mAP"][str(cut)]
+        if abs(found - said) > 1e-9:
+            other = f"these codes have {found:.6f}, {log.path} says {said:.6f}"
+            raise BadInput(f"{database.file.path}: not the codes of this test, mAP@{cut} of {other}")
+
+    @property
+    def title(self) -> str:
+        """Of the page."""
+        result = self.log.result
+        system = result.get("method") or result.get("system") or "codes"
+        return f"Nearest videos: {system}, {result.get('dataset')}, {result['bits']} bits"
+
+    def facts(self) -> list[str]:
+        """What was run."""
+        result, n = self.log.result, len(self.query.file)
+        asked = f"{n} queries" if not self.same else "every one of them is a query"
+        left_out = ", and is left out of its own answer" if self.exclude_self else ""
+        what = f"{result.get('origin')}; {len(self.database.file)} videos in the database, {asked}{left_out}"
+        return [f"{what}. Log: {self.log.path}, {result.get('time')}."]
+
+    def numbers(self) -> list[list[str]]:
+        """The table of the log, and mAP at the cut of the page."""
+        result = self.log.result
+        ks = sorted({*map(int, result["mAP"]), self.k})
+        rows = {"mAP@K": {**result["mAP"], str(self.k): mean(self.quality)}}
+        rows |= {name: result[name] for name in ("ceiling", "chance") if result.get(name)}
+        cells = [[name, *(f"{row[str(k)]:.3f}" if str(k) in row else "-" for k in ks)]
+                 for name, row in rows.items()]  # fmt: skip
+        return [["", *(f"@{k}" for k in ks)], *cells]
+
+    def legend(self) -> list[str]:
+        """How to read it."""
+        bits = self.log.result["bits"]
+        items = [
+            f"A row is a query (double frame), then its {self.k} nearest videos, each with its rank and its "
+            f"distance: in how many of {bits} bits its code differs. Equal distances go by number.",
+            "\u2713 right (solid frame): shares a class with the query. \u2717 wrong (dashed): shares none.",
+            f"AP@{self.k} is 1 where all {self.k} are right, and the higher the nearer the right ones stand; "
+            f"mAP@{self.k} is its mean over all queries.",
+        ]
+        if self.log.result.get("ceiling"):
+            items.append("Ceiling: mAP of a perfect ranking, below 1 where a class has fewer than K videos. "
+                         "Chance: of a random one.")  # fmt: skip
+        if self.same and not self.exclude_self:
+            items.append("The database asks: a query finds itself, which counts as right, as published.")
+        return items
+
+    def section(self, pick: str, n: int, seed: int) -> Section:
+        """At most n queries of a kind."""
+        n = min(n, len(self.quality))
+        if pick == "random":
+            queries = np.sort(np.random.default_rng(seed).choice(len(self.quality), n, replace=False))
+        else:
+            queries = np.argsort(-self.quality if pick == "best" else self.quality, kind="stable")[:n]
+        text = f"{n} of {len(self.quality)} queries, {PICKS[pick].format(seed=seed, k=self.k)}."
+        return Section(f"{pick.capitalize()} queries", text, [self.row(query) for query in queries.tolist()])
+
+    def row(self, query: int) -> Row:
+        """A query and its neighbours."""
+        label = self.query.file.labels[query]
+        relevant = int((self.database.file.labels & label).any(1).sum()) - (self.exclude_self and label.any())
+        right = self.answers.right[query, : self.k]
+        name = self.class_names(label)
+        title = (
+            f"{name}: {right.sum()} of {self.k} right (the database has {relevant or 'none'}), "
+            f"AP@{self.k} {self.quality[query]:.3f}"
+        )
+        cards = [Card("query", "query", "", name, self.query.name(query), self.query.thumbnail(query))]
+        for rank, video in enumerate(self.answers.videos[query, : self.k].tolist(), 1):
+            kind = "right" if right[rank - 1] else "wrong"
+            itself = " (the query itself)" if self.same and video == query else ""
+            cards.append(Card(
+                kind,
+                f"{MARKS[kind]} {kind}{itself}",
+                f"{rank}. {self.answers.distances[query, rank - 1]:g} bits",
+                self.class_names(self.database.file.labels[video]),
+                self.database.name(video),
+                self.database.thumbnail(video),
+            ))  # fmt: skip
+        return Row(title, cards)
+
+    def class_names(self, label: np.ndarray) -> str:
+        """The classes of a video in words."""
+        return ", ".join(self.classes[number] for number in np.flatnonzero(label)) or "no class"
+
+
+def mean(values: np.ndarray) -> float:
+    """As ``metrics`` takes it: rounded once."""
+    return math.fsum(values.tolist()) / len(values)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
