@@ -153,7 +153,11 @@ class TestSeries:
         assert (status, out) == (0, "x.csv: map of 2 of 3 logs\n")
         assert err == "log/2.jsonl: of the same seed as the newer log/1.jsonl, which counts alone\n"
         assert ",2,mAP,5,0.8," in (tmp_path / "x.csv").read_text()
-        assert plot(capsys, "log", "--figure", "losses", "--data", "x.csv")[0] == 2
+
+    def test_figures_of_single_runs_show_all(self, write_log, capsys):
+        for number in (1, 2):
+            write_log(number, epoch(1), stage="train")
+        assert plot(capsys, "log", "--data", "x.csv")[1:] == ("x.csv: losses of 2 of 2 logs\n", "")
 
 
 class TestNumbers:
@@ -287,7 +291,7 @@ TEXTS = {
     "precision-recall": ["precision", "recall", "WSCH, 2 bits (2 runs)"],
     "distances": ["Hamming distance (bits)", "share of pairs (%)", "relevant pairs", "other pairs"],
     "bits": ["videos with +1 (%)", "absolute correlation", "log/1.jsonl", "log/2.jsonl"],
-    "codes": ["principal component 1", "other classes", "class "],
+    "codes": ["principal component 1", "other classes", ">class "],
 }
 
 
