@@ -324,13 +324,13 @@ class TestRefusals:
 
     def test_no_codes(self, result, gallery):
         made = result()
-        made.write(bits=None)
-        assert "log/1.jsonl: ranked real values; a gallery is of codes" in self.refused(gallery)
+        made.write(bits=None, codes=None)
+        assert "log/1.jsonl: real values, no codes (--method lsh, pca or itq)" in self.refused(gallery)
         made.write(codes=None)
-        again = "test again: python run.py --stage test --weight_path weight/1_6.pth"
-        assert f"log/1.jsonl: kept no codes, as tests did before version 1.2; {again}" in self.refused(
-            gallery
-        )
+        missing = "no 'codes', as before version 1.2; test again, with --weight_path"
+        assert f"log/1.jsonl: {missing}" in self.refused(gallery)
+        made.write(codes={"database": "result/1_test.h5"})
+        assert "log/1.jsonl: damaged: 'codes' of an event 'result'" in self.refused(gallery)
 
     def test_codes_that_are_not_there_or_not_its_own(self, result, gallery):
         made = result()

@@ -9,9 +9,10 @@ import pytest
 from synthetic import ROOT, need, write_codes
 
 from tools.figures import FIGURES
-from tools.logs import read_log, read_logs
+from tools.logs import read_log
 from tools.plot import EVENTS, main
-from tools.series import correlation, newest, principal_components, series
+from tools.series import correlation, principal_components
+from tools.trials import grouped, labels, trials_of
 
 BITS = 2
 BY_RADIUS = {
@@ -20,15 +21,28 @@ BY_RADIUS = {
     "pairs": [2, 6, 8],
     "relevant_pairs": [1, 1, 0],
 }
+SETTINGS = {
+    "data_set_config": "Json/signs.json",
+    "hashcode_size": 64,
+    "lr": 0.001,
+    "result_weight_dir": "weight",
+}
 MAGIC = {".png": b"\x89PNG\r\n\x1a\n", ".pdf": b"%PDF-", ".svg": b"<?xml"}
 
 
 @pytest.fixture
-def write_log(tmp_path):
-    """Write a run's log; a number names it."""
+def write_log(tmp_path, monkeypatch):
+    """Write a run's log; a number names it. One with a result is of training and test at once."""
+    monkeypatch.chdir(tmp_path)
 
-    def write(number, *events, end=True, **start):
-        start = {"event": "start", "time": "2030-01-01 00:00:00", "stage": "test", "seed": 1} | start
+    def write(number, *events, end=True, settings=None, **start):
+        settings = SETTINGS | (settings or {})
+        start = {
+            "event": "start", "time": "2030-01-01 00:00:00", "stage": "test", "run": number, "seed": 1,
+            "settings": settings,
+        } | start  # fmt: skip
+        weights = {"weights": f"weight/{number}_{settings['hashcode_size']}.pth"}
+        events = [weights | event if event["event"] == "result" else event for event in events]
         lines = [start, *events, *([{"event": "end"}] if end else [])]
         path = tmp_path / "log" / f"{number}.jsonl"
         path.parent.mkdir(exist_ok=True)
@@ -38,15 +52,15 @@ def write_log(tmp_path):
     return write
 
 
-def result(map5=0.5, **values):
+def result(map5=0.5, seed=1, **values):
     facts = {
         "stage": "test",
         "dataset": "signs",
         "bits": BITS,
         "protocol": "query",
-        "origin": "train on signs, seed 1",
+        "origin": f"train on signs, seed {seed}",
         "system": "WSCH",
-        "seed": 1,
+        "seed": seed,
         "precision_setting": "float32",
         "mAP": {"5": map5, "20": map5 / 2},
         "ceiling": {"5": 1.0, "20": 0.8},
@@ -74,7 +88,11 @@ def evaluation(number):
 
 
 def numbers(name, *paths):
-    return FIGURES[name].numbers([read_log(path) for path in paths])
+    return FIGURES[name].numbers(grouped(trials_of([read_log(path) for path in paths])))
+
+
+def series(*paths):
+    return labels(grouped(trials_of([read_log(path) for path in paths])))
 
 
 def plot(capsys, *arguments):
@@ -86,37 +104,60 @@ class TestSeries:
     def test_named_by_what_differs(self, write_log):
         paths = [
             write_log(1, result()),
-            write_log(2, result(origin="pretrain on signs, seed 2")),
+            write_log(2, result(origin="pretrain on signs, seed 2", seed=2)),
             write_log(3, result(precision_setting="bfloat16", bits=64, protocol="database")),
             write_log(4, result(system="tools.baseline", method="itq", origin="signs of rotated ...")),
             write_log(5, result(system="tools.baseline", method="mean", bits=None, exclude_self=True)),
         ]
-        assert series([read_log(path) for path in paths]) == [
-            ("signs", "WSCH, 2 bits, train, float32"),
-            ("signs", "WSCH, 2 bits, pretrain, float32"),
-            ("signs, the database asks itself", "WSCH, 64 bits, train, bfloat16"),
-            ("signs", "baseline itq, 2 bits"),
-            ("signs, itself left out", "baseline mean, real values"),
+        assert series(*paths) == [
+            ("signs, protocol database", "WSCH, 64 bits, bfloat16"),
+            ("signs", "WSCH, 2 bits, float32, network pretrain on signs"),
+            ("signs", "WSCH, 2 bits, float32, network train on signs"),
+            ("signs", "baseline itq, 2 bits, float32"),
+            ("signs, protocol query without itself", "baseline mean, real values, float32"),
         ]
+        assert series(*paths[3:4]) == [("signs", "baseline itq, 2 bits")]
+
+    def test_another_setting_of_the_training_is_another_curve(self, write_log, capsys, tmp_path):
+        for number, (seed, lr) in enumerate(((1, 0.001), (2, 0.001), (1, 0.0003)), 1):
+            write_log(number, result(number / 10, seed=seed), settings={"lr": lr})
+        status, _, err = plot(capsys, "log", "--data", "x.csv")
+        assert (status, err) == (0, "")
+        rows = [row for row in csv.DictReader((tmp_path / "x.csv").open()) if row["K"] == "5"]
+        found = {
+            row["series"]: (row["runs"], float(row["value"])) for row in rows if row["quantity"] == "mAP"
+        }
+        assert found == {
+            "WSCH, 2 bits, lr 0.0003": ("1", 0.3),
+            "WSCH, 2 bits, lr 0.001": ("2", pytest.approx(0.15)),
+        }
+
+    def test_stages_of_training_have_one_name(self, write_log):
+        """Panels tell them apart; a setting splits them as it does tests."""
+        paths = [write_log(n, epoch(1), stage=stage) for n, stage in enumerate(("pretrain", "train"), 1)]
+        assert series(*paths) == [("signs", "WSCH, 64 bits")]
+        other = write_log(3, epoch(1), stage="train", settings={"lr": 0.5})
+        assert [name for _, name in series(*paths, other)] == [
+            "WSCH, 64 bits, lr 0.001", "WSCH, 64 bits, lr 0.5"]  # fmt: skip
 
     def test_logs_of_version_1_0(self):
-        logs = read_logs([str(ROOT / f"tests/before/log/{n}.jsonl") for n in (1, 3, 6, 7)])
-        assert series(logs) == [("synthetic", "WSCH, 16 bits")] * 2 + [("synthetic", "BTH, 16 bits")] * 2
+        wsch, bth = ([ROOT / f"tests/before/log/{n}.jsonl" for n in pair] for pair in ((1, 3), (6, 7)))
+        assert series(*wsch) == [("synthetic", "WSCH, 16 bits")]
+        assert series(*bth) == [("synthetic", "BTH, 16 bits")]
 
     def test_the_newest_of_a_seed_counts(self, write_log, capsys, tmp_path):
-        paths = [
-            write_log(1, result(0.9, time="2030-01-02 00:00:00")),
-            write_log(2, result(0.1)),
-            write_log(3, result(0.7, seed=2)),
-            write_log(4, result(0.3, seed=None)),
-            write_log(5, result(0.3, seed=None)),
-        ]
-        kept, older = newest([read_log(path) for path in paths])
-        assert [log.path for log in kept] == [paths[0], *paths[2:]]
-        assert [log.path for log in older] == [paths[1]]
-        status, _, err = plot(capsys, tmp_path / "log", "--data", tmp_path / "x.csv")
-        assert status == 0
-        assert err == f"left out: {[str(paths[1])]}: a newer run has the same series and seed\n"
+        write_log(1, result(0.9, time="2030-01-02 00:00:00"))
+        write_log(2, result(0.1))
+        write_log(3, result(0.7, seed=2))
+        status, out, err = plot(capsys, "log", "--data", "x.csv")
+        assert (status, out) == (0, "x.csv: map of 2 of 3 logs\n")
+        assert err == "log/2.jsonl: of the same seed as the newer log/1.jsonl, which counts alone\n"
+        assert ",2,mAP,5,0.8," in (tmp_path / "x.csv").read_text()
+
+    def test_figures_of_single_runs_show_all(self, write_log, capsys):
+        for number in (1, 2):
+            write_log(number, epoch(1), stage="train")
+        assert plot(capsys, "log", "--data", "x.csv")[1:] == ("x.csv: losses of 2 of 2 logs\n", "")
 
 
 class TestNumbers:
@@ -136,10 +177,15 @@ class TestNumbers:
         row = found["WSCH, 64 bits", "mAP", 5]
         assert (row["value"], row["value_sd"], row["runs"]) == (0.8, None, 1)
 
-    def test_cuts_that_not_all_runs_have(self, write_log):
-        paths = write_log(1, result(0.2)), write_log(2, result(mAP={"5": 0.4, "10": 0.3}, seed=2))
-        rows = [row for row in numbers("map", *paths) if row["quantity"] == "mAP"]
-        assert [(row["K"], row["runs"]) for row in rows] == [(5, 2), (10, 1), (20, 1)]
+    def test_what_older_runs_lack(self, write_log):
+        """Averaged over those that have it; runs at other cuts are another series."""
+        paths = write_log(1, result(0.2)), write_log(2, result(0.4, seed=2, ceiling={}))
+        rows = numbers("map", *paths)
+        assert [(row["quantity"], row["K"], row["runs"]) for row in rows[:4]] == [
+            ("mAP", 5, 2), ("mAP", 20, 2), ("ceiling", 5, 1), ("ceiling", 20, 1)]  # fmt: skip
+        other = write_log(3, result(mAP={"5": 0.4, "10": 0.3}, seed=3))
+        assert {row["series"] for row in numbers("map", *paths, other)} == {
+            "WSCH, 2 bits, ks 5 10", "WSCH, 2 bits, ks 5 20"}  # fmt: skip
 
     def test_precision_and_recall_by_radius(self, write_log):
         other = BY_RADIUS | {"precision": [0.7, 0.35, 0.125], "recall": [0.3, 0.6, 1.0]}
@@ -164,7 +210,9 @@ class TestNumbers:
     def test_balance_and_correlation(self, write_log, tmp_path):
         codes = np.array([[1, 1, 1], [1, -1, 1], [-1, -1, 1], [-1, -1, 1]], np.int8)
         file = write_codes(tmp_path / "x.h5", codes)
-        rows = numbers("bits", write_log(1, result(bits=3, codes={"database": str(file)})))
+        rows = numbers(
+            "bits", write_log(1, result(bits=3, codes={"database": str(file), "query": str(file)}))
+        )
         shares = [row["value"] for row in rows if row["quantity"] == "share of +1"]
         assert shares == [0.5, 0.25, 1.0]
         values = [row["value"] for row in rows if row["quantity"] == "correlation"]  # of bits 1 0, 2 0, 2 1
@@ -182,8 +230,10 @@ class TestNumbers:
         labels = np.zeros((30, 4), np.uint8)
         labels[0, [1, 3]] = labels[1, 2] = 1
         file = write_codes(tmp_path / "x.h5", codes, labels)
-        rows = numbers("codes", write_log(1, result(bits=8, codes={"database": str(file)})))
-        assert [row["class"] for row in rows[:3]] == [1, 2, None]
+        rows = numbers(
+            "codes", write_log(1, result(bits=8, codes={"database": str(file), "query": str(file)}))
+        )
+        assert [row["class"] for row in rows[:3]] == ["class 1", "class 2", None]
         centred = codes - codes.mean(0)
         left, singular, _ = np.linalg.svd(centred)
         for axis, (name, share) in enumerate((("x", "x_share"), ("y", "y_share"))):
@@ -193,6 +243,14 @@ class TestNumbers:
             assert places @ places == pytest.approx(expected @ expected)
             assert rows[0][share] == pytest.approx(singular[axis] ** 2 / (singular**2).sum())
 
+    def test_classes_have_the_names_that_stand_beside_the_features(self, write_log, tmp_path):
+        (tmp_path / "classes.txt").write_text("stop\nyield\n")
+        sources = json.dumps([str(tmp_path / "test_feats.h5")])
+        codes, labels = np.eye(2, dtype=np.int8) * 2 - 1, np.eye(2, dtype=np.uint8)
+        file = str(write_codes(tmp_path / "x.h5", codes, labels, sources=sources))
+        rows = numbers("codes", write_log(1, result(codes={"database": file, "query": file})))
+        assert [row["class"] for row in rows] == ["stop", "yield"]
+
     def test_a_direction_points_to_its_largest_entry(self):
         codes = np.array([[1, -1, 1], [-1, 1, 1], [1, -1, -1], [1, -1, 1]], np.int8)
         places, _ = principal_components(codes)
@@ -201,7 +259,7 @@ class TestNumbers:
         assert places[1, 0] < 0 < places[0, 0]
 
     def test_losses(self, write_log):
-        path = write_log(1, epoch(1), epoch(2), evaluation(2), stage="train", settings={"hashcode_size": 64})
+        path = write_log(1, epoch(1), epoch(2), evaluation(2), stage="train")
         rows = numbers("losses", path)
         found = [(row["pass"], row["term"], row["epoch"], row["value"]) for row in rows]
         assert found == [
@@ -224,9 +282,7 @@ def tested(write_log, tmp_path):
         labels = np.eye(12, dtype=np.uint8)[rng.integers(0, 12, 40)]
         file = write_codes(tmp_path / f"{number}.h5", rng.choice([-1, 1], (40, BITS)).astype(np.int8), labels)
         write_log(number, result(number / 5, seed=number, codes={"database": str(file), "query": str(file)}))
-    return write_log(
-        3, epoch(1), epoch(2), evaluation(1), evaluation(2), stage="pretrain", settings={"hashcode_size": 64}
-    ).parent
+    return write_log(3, epoch(1), epoch(2), evaluation(1), evaluation(2), stage="pretrain").parent
 
 
 TEXTS = {
@@ -235,7 +291,7 @@ TEXTS = {
     "precision-recall": ["precision", "recall", "WSCH, 2 bits (2 runs)"],
     "distances": ["Hamming distance (bits)", "share of pairs (%)", "relevant pairs", "other pairs"],
     "bits": ["videos with +1 (%)", "absolute correlation", "log/1.jsonl", "log/2.jsonl"],
-    "codes": ["principal component 1", "other classes", "class "],
+    "codes": ["principal component 1", "other classes", ">class "],
 }
 
 
@@ -288,7 +344,7 @@ class TestPictures:
     def test_codes_that_are_all_the_same(self, write_log, capsys, tmp_path):
         need("matplotlib"), need("sklearn")
         file = write_codes(tmp_path / "x.h5", np.ones((5, 4), np.int8))
-        path = write_log(1, result(bits=4, codes={"database": str(file)}))
+        path = write_log(1, result(bits=4, codes={"database": str(file), "query": str(file)}))
         for options in (("bits",), ("codes",), ("codes", "--method", "tsne")):
             assert plot(capsys, path, "--figure", *options, "--out", tmp_path / "x.png")[0] == 0
 
@@ -312,7 +368,7 @@ class TestLogsOfAllKinds:
         path = ROOT / "tests/before/log/3.jsonl"
         status, _, err = plot(capsys, path, "--figure", name, "--out", tmp_path / "x.png")
         key = "by_radius" if name in ("precision-recall", "distances") else "codes"
-        missing = f"no '{key}': made before version 1.2; run --stage test again"
+        missing = f"no '{key}', as before version 1.2; test again, with --weight_path"
         assert (status, err) == (2, f"error: {name}: nothing to show: {[str(path)]}: {missing}\n")
 
     def test_what_a_log_from_before_holds(self, capsys, tmp_path):
@@ -329,7 +385,7 @@ class TestLogsOfAllKinds:
         status, _, err = plot(capsys, *paths, "--figure", "distances", "--data", tmp_path / "x.csv")
         assert status == 0
         assert err.splitlines() == [
-            f"left out: {[str(paths[1])]}: real values, no codes",
+            f"left out: {[str(paths[1])]}: real values, no codes (--method lsh, pca or itq)",
             f"left out: {[str(paths[2])]}: no result: not of a test, or that has not ended",
         ]
 
@@ -367,9 +423,10 @@ class TestTensorBoard:
         (text,) = trained.Tensors("settings/text_summary")
         assert b"| hashcode_size | 64 |" in text.tensor_proto.string_val[0]
 
-    def test_a_log_from_elsewhere(self, write_log, capsys, tmp_path):
+    def test_a_log_from_elsewhere(self, write_log, capsys, tmp_path, monkeypatch):
         need("tensorboard")
         path = write_log(1, epoch(1), stage="train")
+        monkeypatch.chdir(ROOT)
         assert plot(capsys, path, "--tensorboard", tmp_path / "board")[0] == 0
         name = "-".join(path.with_suffix("").parts[1:])
         assert (tmp_path / "board" / name / EVENTS).exists()
@@ -398,6 +455,7 @@ class TestRefusals:
             ({"by_radius": {"pairs": [1, 2, 3]}}, "'by_radius' is not of 2 bits"),
             ({"bits": "2"}, "'bits' of an event 'result' is not as a run writes it"),
             ({"codes": "x.h5"}, "'codes' of an event 'result' is not as a run writes it"),
+            ({"codes": {"query": "x.h5"}}, "'codes' of an event 'result' is not as a run writes it"),
             ({"mAP": {"five": 0.5}}, "'mAP' of an event 'result' is not as a run writes it"),
         ],
     )
@@ -412,9 +470,9 @@ class TestRefusals:
         assert err == f"error: {path}: damaged: 'lr' of an event 'epoch' is not as a run writes it\n"
 
     def test_no_numbers(self, write_log, capsys, tmp_path):
-        path = write_log(1, result(mAP={}, ceiling={}, chance={}))
+        path = write_log(1, epoch(1) | {"losses": {}}, stage="train")
         err = self.refused(capsys, path, "--out", tmp_path / "x.png")
-        assert err == f"error: map: no numbers in {[str(path)]}\n"
+        assert err == f"error: losses: no numbers in {[str(path)]}\n"
 
     def test_a_stage_that_does_not_exist(self, write_log, capsys, tmp_path):
         path = write_log(1, epoch(1), stage="trian")
@@ -422,12 +480,12 @@ class TestRefusals:
         assert f"{path}: 'stage' must be one of" in err
 
     def test_codes_that_are_gone(self, write_log, capsys, tmp_path):
-        path = write_log(1, result(codes={"database": "result/1_test.h5"}))
+        path = write_log(1, result(codes={"database": "result/1_test.h5", "query": "q.h5"}))
         err = self.refused(capsys, path, "--figure", "bits", "--out", tmp_path / "x.png")
-        assert f"{path}: its codes, result/1_test.h5, are not there" in err
+        assert f"result/1_test.h5: no such file of codes; {path} names it" in err
 
     def test_too_many_runs(self, write_log, capsys, tmp_path):
-        paths = [write_log(n, result(codes={"database": "x.h5"})) for n in range(5)]
+        paths = [write_log(n, result(codes={"database": "x.h5", "query": "x.h5"})) for n in range(5)]
         err = self.refused(capsys, *paths, "--figure", "codes", "--out", tmp_path / "x.png")
         assert "codes: shows 4 runs at most, found 5; name fewer logs" in err
 

@@ -5,6 +5,7 @@ A picture is drawn from the rows of numbers of ``tools/series.py`` and nothing e
 """
 
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,13 +15,18 @@ import numpy as np
 from formats.files import BadInput, optional_package
 from tools.logs import BY_RADIUS, Log
 from tools.series import Row, balance, code_map, cuts, distances, losses, radii
+from tools.tested import lacking
+from tools.trials import Group
 
 # Okabe & Ito: told apart by every kind of colour vision. Without their yellow, which is pale on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#000000")
 LINES = ("-", "--", "-.", ":")  # so that it can be read in grey, too
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
 GREY = "#999999"
-BOUNDS = {"ceiling": {"color": GREY, "linestyle": "--"}, "chance": {"color": GREY, "linestyle": ":"}}
+BOUNDS = {  # below the curves, which may reach them
+    "ceiling": {"color": GREY, "linestyle": "--", "zorder": 1},
+    "chance": {"color": GREY, "linestyle": ":", "zorder": 1},
+}
 PAIRS = {
     "relevant": {"color": COLOURS[0], "linestyle": "-"},
     "other": {"color": COLOURS[1], "linestyle": "--"},
@@ -140,12 +146,12 @@ def panels(titles: Sequence[str], columns: int, height: float = 2.5) -> tuple[An
 def finish(figure: Any, caption: str, legend: dict[str, Row]) -> Any:
     """Put a legend (looks by label) above the panels, the caption below, and make room for both."""
     text, height = textwrap.wrap(caption, LETTERS), figure.get_size_inches()[1]
-    if legend:
+    if legend := {"\n".join(textwrap.wrap(label, LETTERS - 8)): each for label, each in legend.items()}:
         line = optional_package("matplotlib.lines", "matplotlib", "plot").Line2D
         handles = [line([], [], label=label, **each) for label, each in legend.items()]
         columns = max(1, min(len(legend), LETTERS // (max(map(len, legend)) + 8)))
         figure.legend(handles=handles, loc="outside upper left", ncols=columns, frameon=False)
-        height += -(-len(legend) // columns) * LINE
+        height += (-(-len(legend) // columns) + "".join(legend).count("\n")) * LINE
     figure.supxlabel("\n".join(text), x=0.01, ha="left", fontsize=8.5, linespacing=1.3)
     figure.set_size_inches(WIDTH, height + len(text) * LINE)
     return figure
@@ -190,11 +196,9 @@ def draw_cuts(rows: Sequence[Row]) -> Any:
     for ax, dataset in zip(axes, datasets, strict=True):
         here = select(rows, dataset=dataset)
         for name, each in looks(rows).items():
-            if line := select(here, series=name, quantity="mAP"):
-                curve(ax, line, "K", "value", **each)
-        for quantity, each in BOUNDS.items():
-            if line := select(here, quantity=quantity):  # of all series the same
-                curve(ax, select(line, series=line[0]["series"]), "K", "value", **each)
+            for quantity, how in {"mAP": each, **BOUNDS}.items():
+                if line := select(here, series=name, quantity=quantity):
+                    curve(ax, line, "K", "value", **how)
         highest = max(column(select(here, quantity="mAP"), "value"), default=1)
         ax.set(xlabel="K (nearest videos)", ylabel="mAP@K", ylim=(0, min(1.03, 1.4 * highest) or 1))
         ax.set_xticks(sorted(set(column(here, "K"))))
@@ -269,10 +273,10 @@ def draw_balance(rows: Sequence[Row]) -> Any:
 def draw_map(rows: Sequence[Row]) -> Any:
     """A panel for every run: its codes in the plane, the most frequent classes in colour."""
     logs = distinct(rows, "series", "log")
-    classes = [each for each in column(rows, "class") if each is not None]
-    frequent = sorted(set(classes), key=lambda each: (-classes.count(each), each))[: len(COLOURS)]
-    legend = {f"class {each}": look(place) | {"linestyle": ""} for place, each in enumerate(frequent)}
-    groups = [([each], entry) for each, entry in zip(frequent, legend.values(), strict=True)]
+    counts = Counter(each for each in column(rows, "class") if each is not None)
+    frequent = [name for name, _ in counts.most_common(len(COLOURS))]
+    legend = {name: look(place) | {"linestyle": ""} for place, name in enumerate(frequent)}
+    groups = [([name], entry) for name, entry in legend.items()]
     if others := {row["class"] for row in rows} - set(frequent):
         legend["no class" if others == {None} else "other classes"] = other = {
             "color": GREY, "marker": ".", "linestyle": ""}  # fmt: skip
@@ -307,8 +311,8 @@ def short(log: str) -> str:
 class Figure(NamedTuple):
     """What makes a figure."""
 
-    needs: str  # of a log: "epochs" or "result"; of a result: "by_radius" or "codes"
-    numbers: Callable[[Sequence[Log]], list[Row]]
+    needs: str  # of a log: "epochs"; of its result: "mAP", "by_radius" or "codes"
+    numbers: Callable[[Sequence[Group]], list[Row]]
     picture: Callable[[Sequence[Row]], Any]  # of the numbers: matplotlib's figure
     averaged: bool = False  # over the runs of a series, of which a seed may count once
     most: int | None = None  # runs that it can show
@@ -321,22 +325,17 @@ class Figure(NamedTuple):
         """
         if self.needs == "epochs":
             return "" if log.epochs or log.evaluations else "no finished epoch"
-        if not log.result:
-            return "no result: not of a test, or that has not ended"
-        found, bits = log.result.get(self.needs), log.result.get("bits")
-        if self.needs == "by_radius" and found:
+        reason = lacking(log, self.needs)
+        if self.needs == "by_radius" and not reason:
+            found, bits = log.result["by_radius"], log.result.get("bits")
             if not bits or any(len(found.get(key, ())) != bits + 1 for key in BY_RADIUS):
                 raise BadInput(f"{log.path}: damaged: 'by_radius' is not of {bits} bits")
-        if self.needs == "result" or found:
-            return ""
-        if bits is None:
-            return "real values, no codes"
-        return f"no '{self.needs}': made before version 1.2; run --stage test again"
+        return reason
 
 
 FIGURES = {
     "losses": Figure("epochs", losses, draw_losses),
-    "map": Figure("result", cuts, draw_cuts, averaged=True),
+    "map": Figure("mAP", cuts, draw_cuts, averaged=True),
     "precision-recall": Figure("by_radius", radii, draw_radii, averaged=True),
     "distances": Figure("by_radius", distances, draw_distances, averaged=True),
     "bits": Figure("codes", balance, draw_balance, most=4),

@@ -95,7 +95,7 @@ def rank(database: Split, query: Split, k: int, exclude_self: bool) -> Answers:
         k: how many.
         exclude_self: query i is video i, and is left out.
     """
-    found = nearest_codes(query.codes(), database.codes(), k + exclude_self)
+    found = nearest_codes(query.file.exact(), database.file.exact(), k + exclude_self)
     videos, distances = (each.numpy() for each in found)
     if exclude_self:  # out with the query itself, or, where ties keep it away, with the last one
         others = videos != np.arange(len(videos))[:, None]
@@ -126,7 +126,7 @@ class Gallery:
         self.log, self.database, self.query, self.k = log, database, query, k
         self.exclude_self = bool(log.result.get("exclude_self"))
         self.same = database.file.path == query.file.path
-        self.classes = read_classes(database)
+        self.classes = read_classes(database.file)
         cut = min(map(int, log.result["mAP"]))  # one that the log has too
         self.answers = rank(database, query, max(k, cut), self.exclude_self)
         self.quality = self.answers.average_precision(k)  # (Q,)

@@ -19,16 +19,8 @@ from engine.runs import is_record
 from formats.files import BadInput, expand
 
 # Of a result: by the cut K, by themselves, by the radius from 0 to b.
-BY_K = (
-    "mAP",
-    "mAP_tie_expected",
-    "mAP_relevant",
-    "mAP_retrieved",
-    "precision",
-    "recall",
-    "ceiling",
-    "chance",
-)
+BY_K = ("mAP", "mAP_tie_expected", "mAP_relevant", "mAP_retrieved",
+        "precision", "recall", "ceiling", "chance")  # fmt: skip
 NUMBERS = ("mAP_whole", "precision_radius_2")
 BY_RADIUS = ("precision", "recall", "pairs", "relevant_pairs")
 # What the keys of events are that the commands rely on; older logs lack those that may be None.
@@ -70,12 +62,13 @@ class Log:
 
 
 def read_logs(names: Sequence[str]) -> list[Log]:
-    """The logs of files and folders, in the order of the names, within a folder by number.
+    """The logs of files and folders, each once, in the order of the names, within a folder by number.
 
     Raises:
         BadInput: a name is neither a log nor a folder with logs, or a log is damaged.
     """
-    return [read_log(path) for name in names for path in find_logs(expand(name))]
+    paths = [path for name in names for path in find_logs(expand(name))]
+    return [read_log(path) for path in {path.resolve(): path for path in paths}.values()]
 
 
 def find_logs(path: Path) -> list[Path]:
@@ -145,7 +138,7 @@ def checked(event: dict, path: Path, needed: dict[str, Any]) -> dict:
     Raises:
         BadInput: they are not.
     """
-    losses, by_radius = event.get("losses", {}), event.get("by_radius", {})
+    losses, by_radius, codes = event.get("losses", {}), event.get("by_radius", {}), event.get("codes")
     by_k = {key: event.get(key, {}) for key in (*BY_K, "published")}
     wrong = [key for key, kind in needed.items() if not isinstance(event.get(key), kind)]
     wrong += [key for key, table in by_k.items() if not is_table(table) or not all(map(str.isdecimal, table))]
@@ -153,6 +146,8 @@ def checked(event: dict, path: Path, needed: dict[str, Any]) -> dict:
         wrong.append("losses")
     if not isinstance(by_radius, dict) or not all(map(is_numbers, by_radius.values())):
         wrong.append("by_radius")
+    if isinstance(codes, dict) and not {type(codes.get(key)) for key in ("database", "query")} == {str}:
+        wrong.append("codes")
     if wrong:
         where = f"'{wrong[0]}' of an event '{event['event']}'"
         raise BadInput(f"{path}: damaged: {where} is not as a run writes it")

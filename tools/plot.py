@@ -25,7 +25,8 @@ from engine.launch import Parser, exit_status
 from formats.files import BadInput, expand, optional_package, some, write_whole
 from tools.figures import FIGURES, FORMATS, draw
 from tools.logs import BY_K, Log, read_logs
-from tools.series import Row, code_map, newest
+from tools.series import Row, code_map
+from tools.trials import Group, grouped, newest, note, trials_of
 
 EVENTS = "events.out.tfevents.wsch"  # a run's one event file; TensorBoard knows such by ``tfevents``
 
@@ -62,10 +63,11 @@ def plot(options: argparse.Namespace) -> None:
     if options.out or options.data:
         shown = choose(name, logs)
         rows = code_map(shown, options.method) if options.method else FIGURES[name].numbers(shown)
+        used = [trial.log for group in shown for trial in group.trials]
         if not rows:
-            raise BadInput(f"{name}: no numbers in {some(str(log.path) for log in shown)}")
-        going = [str(log.path) for log in shown if not log.ended]
-        said = f"{name} of {len(shown)} of {len(logs)} logs{f'; not ended: {some(going)}' if going else ''}"
+            raise BadInput(f"{name}: no numbers in {some(str(log.path) for log in used)}")
+        going = [str(log.path) for log in used if not log.ended]
+        said = f"{name} of {len(used)} of {len(logs)} logs{f'; not ended: {some(going)}' if going else ''}"
         if options.out:
             write_whole(options.out, partial(draw, name, rows, options.out.suffix.lower()))
             print(f"{options.out}: {said}")
@@ -76,8 +78,8 @@ def plot(options: argparse.Namespace) -> None:
         write_tensorboard(logs, options.tensorboard)
 
 
-def choose(name: str, logs: Sequence[Log]) -> list[Log]:
-    """The logs that a figure shows; what it leaves out and why is told.
+def choose(name: str, logs: Sequence[Log]) -> list[Group]:
+    """The runs that a figure shows; what it leaves out and why is told.
 
     Raises:
         BadInput: it can show none, or not so many.
@@ -86,18 +88,15 @@ def choose(name: str, logs: Sequence[Log]) -> list[Log]:
     for log in logs:
         reasons.setdefault(figure.lacks(log), []).append(log)
     shown = reasons.pop("", [])
-    if shown and figure.averaged:
-        shown, older = newest(shown)
-        if older:
-            reasons["a newer run has the same series and seed"] = older
     left_out = [f"{some(str(log.path) for log in each)}: {reason}" for reason, each in reasons.items()]
     if not shown:
         raise BadInput(f"{name}: nothing to show: {'; '.join(left_out)}")
     if figure.most and len(shown) > figure.most:
         raise BadInput(f"{name}: shows {figure.most} runs at most, found {len(shown)}; name fewer logs")
     for line in left_out:
-        print(f"left out: {line}", file=sys.stderr)
-    return shown
+        note(f"left out: {line}")
+    groups = grouped(trials_of(shown))
+    return [newest(group) for group in groups] if figure.averaged else groups
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
@@ -135,9 +134,7 @@ def write_events(log: Log, writer: Callable, path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:  # the library names its file itself
         with writer(folder) as board:
             facts = log.start | (log.start.get("settings") or {})
-            table = [
-                f"| {key} | {value} |" for key, value in facts.items() if key not in ("event", "settings")
-            ]
+            table = [f"| {key} | {facts[key]} |" for key in facts if key not in ("event", "settings")]
             board.add_text("settings", "\n".join(["| name | value |", "| --- | --- |", *table]))
             for event in log.epochs:
                 for part, terms in event["losses"].items():

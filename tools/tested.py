@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from formats.codefile import CodeFile, read_attributes, read_code_file
 from formats.files import BadInput, expand, read_lines
 from tools.logs import Log, read_logs
@@ -26,13 +24,8 @@ class Split:
     """Database or queries: their codes, and what is known of the videos."""
 
     file: CodeFile
-    home: Path | None  # the folder of their features
     names: list[str] | None
     thumbnails: Path | None  # the folder of these
-
-    def codes(self) -> np.ndarray:
-        """The codes that were ranked, (N, b)."""
-        return self.file.exact()
 
     def name(self, video: int) -> str:
         """What a video is called."""
@@ -50,23 +43,41 @@ class Split:
 
 
 def find_result(name: str) -> Log:
-    """The one log with a result and codes.
+    """The one log with a result, and codes.
 
     Raises:
-        BadInput: there is none, or more than one.
+        BadInput: there is none, or more than one, or it kept no codes.
     """
     logs = [log for log in read_logs([name]) if log.result is not None]
     if len(logs) != 1:
         found = f"{len(logs)} logs with a result, name one of them" if logs else "no result of a test"
         raise BadInput(f"{name}: {found}")
-    log, result = logs[0], logs[0].result
-    if result.get("bits") is None:
-        raise BadInput(f"{log.path}: ranked real values; a gallery is of codes (--method lsh, pca or itq)")
-    files = result.get("codes")
-    if not isinstance(files, dict) or not {type(files.get(key)) for key in ("database", "query")} == {str}:
-        again = f"python run.py --stage {result.get('stage')} --weight_path {result.get('weights')}"
-        raise BadInput(f"{log.path}: kept no codes, as tests did before version 1.2; test again: {again}")
-    return log
+    if reason := lacking(logs[0], "codes"):
+        raise BadInput(f"{logs[0].path}: {reason}")
+    return logs[0]
+
+
+def lacking(log: Log, key: str) -> str:
+    """Why a log has no ``by_radius`` or ``codes`` of a test; empty: it has."""
+    if not log.result:
+        return "no result: not of a test, or that has not ended"
+    if log.result.get(key):
+        return ""
+    if log.result.get("bits") is None:
+        return "real values, no codes (--method lsh, pca or itq)"
+    return f"no '{key}', as before version 1.2; test again, with --weight_path"
+
+
+def read_codes(log: Log, key: str) -> CodeFile:
+    """The codes of ``database`` or ``query`` that a test ranked and kept.
+
+    Raises:
+        BadInput: the file is missing or damaged.
+    """
+    path = expand(log.result["codes"][key])
+    if not path.exists():
+        raise BadInput(f"{path}: no such file of codes; {log.path} names it, from where its test ran")
+    return read_code_file(path)
 
 
 def open_splits(
@@ -85,17 +96,12 @@ def open_splits(
     """
     splits = []
     for key, names in (("database", database_names), ("query", query_names)):
-        path = expand(log.result["codes"][key])
-        if not path.exists():
-            raise BadInput(f"{path}: no such file of codes; {log.path} names it, from where its test ran")
-        file = read_code_file(path)
+        file = read_codes(log, key)
         if file.labels is None:
-            raise BadInput(f"{path}: no labels, which tell right from wrong")
-        sources = feature_files(path)
-        home = sources[0].parent if sources else None
-        found = [names] if names else found_names(sources)
-        folder = thumbnails or (home and home / "thumbnails")
-        splits.append(Split(file, home, read_names(found, file) if found else None, folder))
+            raise BadInput(f"{file.path}: no labels, which tell right from wrong")
+        sources = feature_files(file.path)
+        folder = thumbnails or (sources[0].with_name("thumbnails") if sources else None)
+        splits.append(Split(file, read_names(file, sources, names), folder))
     database, query = (split.file for split in splits)
     check_pair(database, query, force=False)
     if (n := query.labels.shape[1]) != database.labels.shape[1]:
@@ -116,18 +122,15 @@ def feature_files(path: Path) -> list[Path]:
         raise BadInput(f"{path}: damaged: 'sources' is no list of feature files") from None
 
 
-def found_names(sources: Sequence[Path]) -> list[Path]:
-    """The files of names beside features; none where there is not any."""
-    beside = [path.with_name(f"{path.stem.removesuffix('_feats')}_names.txt") for path in sources]
-    return beside if any(path.exists() for path in beside) else []
-
-
-def read_names(paths: Sequence[Path], file: CodeFile) -> list[str]:
-    """The names of the videos of a split, of all its files in order.
+def read_names(file: CodeFile, sources: Sequence[Path], given: Path | None) -> list[str] | None:
+    """The names of the videos of a split; None where none are given or found beside its feature files.
 
     Raises:
         BadInput: a file cannot be read, or there are more or fewer names than videos.
     """
+    beside = [path.with_name(f"{path.stem.removesuffix('_feats')}_names.txt") for path in sources]
+    if not (paths := [given] if given else beside if any(path.exists() for path in beside) else []):
+        return None
     names = [line for path in paths for line in read_lines(path)]
     if len(names) != len(file):
         where = ", ".join(map(str, paths))
@@ -135,14 +138,14 @@ def read_names(paths: Sequence[Path], file: CodeFile) -> list[str]:
     return names
 
 
-def read_classes(database: Split) -> list[str]:
-    """The names of the classes, else their numbers.
+def read_classes(database: CodeFile) -> list[str]:
+    """The names of the classes, from beside the features, else their numbers.
 
     Raises:
-        BadInput: the file beside the features has more or fewer than there are.
+        BadInput: the file of names has more or fewer than there are.
     """
-    n = database.file.labels.shape[1]
-    if database.home is None or not (path := database.home / "classes.txt").exists():
+    n, sources = database.labels.shape[1], feature_files(database.path)
+    if not sources or not (path := sources[0].with_name("classes.txt")).exists():
         return [f"class {number}" for number in range(n)]
     if len(classes := read_lines(path)) != n:
         raise BadInput(f"{path}: expected {n} classes, one a line, found {len(classes)}")
