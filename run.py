@@ -28,6 +28,7 @@ settings = dict(
     weight_path=None,  # checkpoint or folder that train or test starts from; None: the newest of this dataset
     result_log_dir="log",
     result_weight_dir="weight",
+    result_dir="result",  # numbers and codes of every test
     cfg=dict(  # of WSCH
         a=None,  # weight of the cluster loss
         b=None,  # weight of the contrastive loss

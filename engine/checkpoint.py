@@ -33,6 +33,7 @@ class Weights:
     net: nn.Module
     optimizer: Mapping | None  # Adam's state
     origin: str  # what it was trained on, and its seed, in words
+    seed: int | None  # None: published weights, which do not say
     differs: list[str]  # in what this is not the run's own
 
 
@@ -129,9 +130,10 @@ def load_weights(
     if problems := wrong_sizes(net.sizes, settings, to_train):
         raise BadInput(f"{path}: {'; '.join(problems)}")
     if "stage" not in content:
-        return Weights(path, net, content.get("optimizer"), OF_UNKNOWN, [])
+        return Weights(path, net, content.get("optimizer"), OF_UNKNOWN, None, [])
     differs = not_its_own(content, settings, training_features(settings), to_train)
-    return Weights(path, net, content["optimizer"], origin(content), differs)
+    seed = trained_on(content)[1]
+    return Weights(path, net, content["optimizer"], origin(content), seed, differs)
 
 
 def check_ours(content: Mapping, path: Path) -> None:

@@ -50,6 +50,13 @@ class Launch:
         return expand(self.settings.result_weight_dir)
 
     @property
+    def numbered(self) -> list[Path]:
+        """The folders of files that bear a run's number: no other run's are to be replaced."""
+        results = getattr(self.settings, "result_dir", None)  # not all stages leave results
+        folders = [self.weight_dir, *([expand(results)] if results else [])]
+        return [folder for folder in folders if folder.is_dir()]
+
+    @property
     def runs(self) -> list["Run"]:
         """One for every stage."""
         return [Run(self, place) for place in range(len(self.stages))]
@@ -84,7 +91,7 @@ class Launch:
         used = [int(path.stem) for path in self.log_dir.glob("*.jsonl") if path.stem.isdecimal()]
         used += [number for record in read_records(self.log_dir) for number in record["runs"]]
         while True:
-            names = [path.name for path in self.weight_dir.iterdir()]
+            names = [path.name for folder in self.numbered for path in folder.iterdir()]
             used += [int(match[0]) for name in names if (match := re.match(r"[0-9]+", name))]
             first = max(used, default=0) + 1
             numbers = tuple(range(first, first + len(self.stages)))
@@ -330,9 +337,11 @@ class Run:
             self.event("end", stage=self.stage, run=self.number)
         return self.weights
 
-    def event(self, event: str, **values: Any) -> None:
-        """Append one line to the JSON lines."""
-        self.append(self.jsonl, json.dumps({"event": event, "time": now(), **values}))
+    def event(self, event: str, **values: Any) -> dict[str, Any]:
+        """Append one line to the JSON lines, and return it."""
+        content = {"event": event, "time": now(), **values}
+        self.append(self.jsonl, json.dumps(content))
+        return content
 
     def say(self, text: str) -> None:
         """Show a text on the terminal and append it to the log."""

@@ -11,7 +11,7 @@ from synthetic import GOLDEN, N_DATABASE, N_FRAMES, N_TRAIN, WIDTH, json_lines, 
 import model
 from cluster import kmeans
 from data import draw_views, generator, open_store
-from engine import evaluation
+from engine import report
 from engine.checkpoint import load_weights
 from engine.systems import resolve
 from formats.dataset import load_config
@@ -216,7 +216,7 @@ class TestTest:
         assert (status, err) == (0, "")
         assert "32 bits" in out
         result = json_lines(tmp_path / "work/log/1.jsonl")[-2]
-        assert result["bits"] == 32
+        assert (result["bits"], result["seed"]) == (32, None)
         # 10 frames: ties are possible, and they are counted
         store = open_store(load_config(dataset.path), load_config(dataset.path).test, "ram", "cpu")
         codes = model.load_published(GOLDEN / "wsch_mini.pth").hash(store.read(np.arange(N_DATABASE)))
@@ -230,15 +230,15 @@ class TestTest:
         assert row.split()[2:] == ["0.5580", "0.4240", "0.3840", "0.3620", "0.3450", "0.3280"]
 
     def test_the_published_tables(self):
-        rows = json.loads(evaluation.PUBLISHED.read_text())
+        rows = json.loads(report.PUBLISHED.read_text())
         assert {name: list(bits) for name, bits in rows["WSCH"].items()} == dict.fromkeys(
             ("fcv", "activitynet", "yfcc"), ["protocol", "32", "64", "128"]
         )
-        row, protocol = evaluation.published_row("WSCH", "activitynet", 64)
+        row, protocol = report.published_row("WSCH", "activitynet", 64)
         assert (row[20], protocol) == (0.242, "query")
-        row, protocol = evaluation.published_row("BTH", "fcv", 64)
+        row, protocol = report.published_row("BTH", "fcv", 64)
         assert (row[10], protocol) == (0.375, "database")
-        assert evaluation.published_row("WSCH", "gtsrb", 64) == ({}, None)
+        assert report.published_row("WSCH", "gtsrb", 64) == ({}, None)
 
 
 def test_contrastive_batch_of_one_video_is_finite():

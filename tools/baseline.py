@@ -25,12 +25,13 @@ from torch.nn.functional import normalize
 
 from data import FeatureStore, generator, open_store
 from engine.device import check_stop, environment, open_device
-from engine.evaluation import Result, Splits, evaluate_network, open_splits, report
+from engine.evaluation import evaluate_network, open_splits
 from engine.feed import encode, encode_blocks
+from engine.report import Result, Splits, report
 from engine.runs import Run
 from engine.settings import RankingSettings, cuts, positive, setting
 from engine.systems import System
-from formats.files import BadInput, progress
+from formats.files import BadInput, check_folder, expand, progress
 from metrics import Evaluation, Tally, sign
 
 METHODS = {
@@ -99,6 +100,7 @@ def train_model(settings: BaselineSettings, run: Run) -> dict[int, float]:
         BadInput: a split or its labels cannot be used, or the training set varies in too few directions.
     """
     device, config, name = open_device(settings), settings.config, settings.method
+    check_folder(expand(settings.result_dir))
     splits = open_splits(settings)
     store = None if name == "mean" else open_store(config, config.train, settings.memory, "cpu")
     run.start(METHODS[name], **environment(device))

@@ -1,0 +1,196 @@
+"""What a test leaves: the table on the terminal, a ``result`` in the log, and files in ``result_dir``.
+
+``result/<n>.json`` is the log's event, indented; ``result/<n>_test.h5`` and ``result/<n>_query.h5`` are the
+codes that were judged (``formats/codefile.py``; one file if the database queries itself).
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from data import FeatureStore
+from engine.runs import Run
+from formats.bits import count_distinct
+from formats.codefile import as_records, write_code_file
+from formats.files import expand, read_json, write_whole
+from metrics import Evaluation
+
+PUBLISHED = Path(__file__).parents[1] / "Json" / "published.json"
+
+
+class Splits(NamedTuple):
+    """Database and queries."""
+
+    database: FeatureStore
+    query: FeatureStore  # the same object if the database queries itself
+    database_labels: np.ndarray  # (N, num_class)
+    query_labels: np.ndarray  # (Q, num_class)
+    notes: list[str]  # what the user should know of them
+
+
+class Codes(NamedTuple):
+    """Hash codes of both splits, and whose they are."""
+
+    database: Tensor  # (N, b) int8 in {-1, 0, +1}
+    query: Tensor  # (Q, b) likewise; the same object if the database queries itself
+    digest: str  # of the network
+
+    @property
+    def zeros(self) -> int:
+        """How many of their entries are 0."""
+        return sum(int((codes == 0).sum()) for codes in {id(codes): codes for codes in self[:2]}.values())
+
+
+class Result(NamedTuple):
+    """What a test found of one kind of codes, or of real values."""
+
+    metrics: Evaluation
+    codes: Codes | None = None  # None: real values
+
+
+def report(
+    system: str, run: Run, splits: Splits, results: Mapping[str, Result], origin: str, **facts: Any
+) -> dict[int, float]:
+    """Write codes and numbers of a test down, print its table beside the published row, and end the run.
+
+    Args:
+        system: as in Json/published.json.
+        run: where to log.
+        splits: what was ranked.
+        results: by the name of their row, the one to judge first; of the others mAP@K alone is shown.
+        origin: what the first one is, for the title.
+        facts: what else the log should say of it.
+
+    Returns:
+        mAP@K of the first one by K.
+
+    Raises:
+        BadInput: a file cannot be written.
+    """
+    for note in {store.padding for store in (splits.database, splits.query) if store.padding}:
+        run.say(note)
+    settings, config = run.settings, run.settings.config
+    first, *others = results
+    judged, codes = results[first]
+    bits = codes.database.shape[1] if codes else None
+    zeros, distinct = (codes.zeros, count_distinct(codes.database)) if codes else (0, None)
+    published, protocol = published_row(system, config.dataset, bits)
+    comparable = protocol == config.protocol and not settings.exclude_self
+    if codes:
+        facts |= {
+            "precision_radius_2": judged.precision_radius_2,
+            "by_radius": asdict(judged.by_radius),
+            "codes": write_codes(run, splits, codes, {"system": system, "dataset": origin}),
+        }
+    event = run.event(
+        "result",
+        stage=run.stage,
+        system=system,
+        dataset=config.dataset,
+        bits=bits,
+        precision_setting=settings.precision,
+        protocol=config.protocol,
+        exclude_self=settings.exclude_self,
+        origin=origin,
+        mAP=judged.map,
+        mAP_tie_expected=judged.tie_averaged_map,
+        mAP_relevant=judged.map_relevant,
+        mAP_retrieved=judged.map_retrieved,
+        precision=judged.precision,
+        recall=judged.recall,
+        ceiling=judged.ceiling,
+        chance=judged.chance,
+        mAP_whole=judged.map_whole,
+        published=published if comparable else {},
+        others={name: results[name].metrics.map for name in others},
+        zero_code_entries=zeros,
+        distinct_codes=distinct,
+        database=len(splits.database),
+        queries=len(splits.query),
+        **facts,
+    )
+    text = json.dumps(event, indent=2) + "\n"
+    write_whole(result_path(run, ".json"), lambda path: path.write_text(text, encoding="utf-8"))
+    rows = {
+        first: judged.map,
+        "  ties averaged": judged.tie_averaged_map,
+        "  precision@K": judged.precision,
+        "  recall@K": judged.recall,
+        **{name: results[name].metrics.map for name in others},
+        "chance": judged.chance,
+        "ceiling": judged.ceiling,
+    }
+    if published and comparable:
+        rows[f"published {system}"] = published
+    who = "the database itself" if config.query_is_database else f"{len(splits.query)} queries"
+    who += " (no video in its own ranking)" if settings.exclude_self else ""
+    kind = f"{bits} bits" if codes else "real values"
+    title = f"{config.dataset}, {kind}, {who}, {len(splits.database)} videos; {first}: {origin}"
+    run.say(table(title, rows, settings.ks))
+    if min(judged.ceiling.values()) < 1:
+        run.say("ceiling: mAP@K of a perfect ranking; below 1 where a query has fewer than K relevant videos")
+    if published and not comparable:
+        how = "every database video queries" if protocol == "database" else "the query file queries"
+        cure = f"--protocol {protocol}"
+        if protocol == config.protocol:
+            how, cure = "a video stays in its own ranking", "--exclude_self false"
+        run.say(f"published {system}: not shown, as there {how}; {cure} compares with it")
+    run.say(f"mAP over the whole ranking, ties averaged: {judged.map_whole:.4f}")
+    if codes:
+        run.say(f"precision within Hamming radius 2: {judged.precision_radius_2:.4f}")
+        run.say(f"{distinct} distinct codes among the {len(splits.database)} of the database")
+    if zeros:
+        run.say(f"{zeros} code entries are 0 (frames in a tie); each counts half a bit")
+    run.end()
+    return judged.map
+
+
+def result_path(run: Run, ending: str) -> Path:
+    """A file of a run in ``result_dir``."""
+    return expand(run.settings.result_dir) / f"{run.number}{ending}"
+
+
+def write_codes(run: Run, splits: Splits, codes: Codes, whose: Mapping[str, str]) -> dict[str, str]:
+    """Write the codes of both splits; their files by ``database`` and ``query``.
+
+    Raises:
+        BadInput: a file cannot be written.
+    """
+    settings = json.dumps({key: run.settings.get(key) for key in ("precision", "batch_size")})
+    files = {}
+    for name, ending in (("database", "_test.h5"), ("query", "_query.h5")):
+        store = getattr(splits, name)
+        if name == "query" and store is splits.database:
+            return files | {"query": files["database"]}
+        said = {
+            **whose,
+            "digest": codes.digest,
+            "settings": settings,
+            "sources": json.dumps([str(path) for path in store.paths]),
+            "features": store.facts["digest"],
+        }
+        path, values = result_path(run, ending), getattr(codes, name)
+        labels = getattr(splits, f"{name}_labels")
+        write_code_file(path, as_records(values), values.shape[1], labels, said)
+        files[name] = str(path)
+    return files
+
+
+def published_row(system: str, dataset: str, bits: int) -> tuple[dict[int, float], str | None]:
+    """The published mAP@K of a system by K, and its protocol; empty where there is none."""
+    rows = read_json(PUBLISHED).get(system, {}).get(dataset, {})
+    return {int(k): value for k, value in rows.get(str(bits), {}).items()}, rows.get("protocol")
+
+
+def table(title: str, rows: Mapping[str, Mapping[int, float]], ks: tuple[int, ...]) -> str:
+    """Rows of numbers by K as text."""
+    width = max(map(len, rows)) + 2
+    lines = [title, "mAP@K".ljust(width) + "".join(f"@{k}".rjust(8) for k in ks)]
+    for name, row in rows.items():
+        lines.append(name.ljust(width) + "".join((f"{row[k]:.4f}" if k in row else "-").rjust(8) for k in ks))
+    return "\n".join(lines)

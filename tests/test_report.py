@@ -1,0 +1,189 @@
+"""What a test leaves: the event, the JSON, the files of codes; self-retrieval; looks at it while training."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+import torch
+from synthetic import N_DATABASE, json_lines, killed
+
+import engine.evaluation
+import engine.report
+from engine.runs import Run
+from formats.codefile import read_code_file
+from metrics import evaluate
+from tools.codes import hash_videos, load_network
+
+
+def result_of(number):
+    return next(line for line in json_lines(f"log/{number}.jsonl") if line["event"] == "result")
+
+
+def exact(path):
+    return read_code_file(Path(path)).exact()
+
+
+@pytest.fixture
+def pretrained(start):
+    assert start("--stage", "pretrain", "--seed", 5)[0] == 0
+
+
+class TestResult:
+    def test_holds_every_metric_of_the_codes_it_names(self, start, dataset, pretrained):
+        status, out, err = start("--stage", "test")
+        assert (status, err) == (0, "")
+        result = result_of(2)
+        assert json.loads(Path("result/2.json").read_text()) == result
+        facts = [result[key] for key in ("system", "seed", "precision_setting", "exclude_self", "bits")]
+        assert facts == ["WSCH", 5, "float32", False, 16]
+        assert result["codes"] == {"database": "result/2_test.h5", "query": "result/2_query.h5"}
+        net = load_network("weight/1_16.pth", "cpu")
+        database, query = (exact(result["codes"][name]) for name in ("database", "query"))
+        assert np.array_equal(database, hash_videos(net, dataset.features["test"]))
+        assert np.array_equal(query, hash_videos(net, dataset.features["query"]))
+        assert (database == 0).any()
+        labels = dataset.labels["query"], dataset.labels["test"]
+        found = evaluate(query, database, *labels, [5, 20, 40, 60, 80, 100])
+        for key, values in (
+            ("mAP", found.map),
+            ("mAP_tie_expected", found.tie_averaged_map),
+            ("mAP_relevant", found.map_relevant),
+            ("mAP_retrieved", found.map_retrieved),
+            ("precision", found.precision),
+            ("recall", found.recall),
+            ("ceiling", found.ceiling),
+            ("chance", found.chance),
+        ):
+            assert result[key] == {str(k): value for k, value in values.items()}, key
+        assert result["mAP_whole"] == found.map_whole
+        assert result["precision_radius_2"] == found.precision_radius_2 == found.by_radius.precision[2]
+        assert result["by_radius"] == vars(found.by_radius)
+        assert f"mAP over the whole ranking, ties averaged: {found.map_whole:.4f}" in out
+        assert f"precision within Hamming radius 2: {found.precision_radius_2:.4f}" in out
+        row = next(line for line in out.splitlines() if line.startswith("ceiling  "))
+        assert row.split()[1:] == [f"{value:.4f}" for value in found.ceiling.values()]
+        assert "ceiling: mAP@K of a perfect ranking; below 1 where" in out  # 26 of a class
+
+    def test_where_the_ceiling_is_1_it_needs_no_words(self, start, pretrained):
+        out = start("--stage", "test", "--ks", 5)[1]
+        assert ["ceiling", "1.0000"] in [line.split() for line in out.splitlines()]
+        assert "ceiling: " not in out
+
+    def test_one_file_if_the_database_queries_itself(self, start, pretrained):
+        start("--stage", "test", "--protocol", "database")
+        assert result_of(2)["codes"] == dict.fromkeys(("database", "query"), "result/2_test.h5")
+        assert sorted(os.listdir("result")) == ["2.json", "2_test.h5"]
+
+    def test_of_the_codes_that_tools_encode_writes(self, start, pretrained):
+        start("--stage", "test")
+        start("--stage", "tools.encode")
+        for name in ("test", "query"):
+            judged, encoded = (
+                read_code_file(Path(f"{each}_{name}.h5")) for each in ("result/2", "code/3_16")
+            )
+            assert judged.digest == encoded.digest
+            assert judged.fingerprint == encoded.fingerprint
+            assert np.array_equal(judged.known, encoded.known)
+            assert np.array_equal(judged.labels, encoded.labels)
+
+    def test_a_pipeline_leaves_those_of_the_trained_network(self, start):
+        assert start("--seed", 9)[0] == 0
+        net = load_network("weight/2_16.pth", "cpu")
+        assert read_code_file(Path("result/3_test.h5")).digest == engine.evaluation.digest(
+            *net.state_dict().values()
+        )
+        assert result_of(3)["seed"] == 9
+
+
+class TestFaults:
+    @pytest.mark.parametrize("function", ["write_code_file", "write_whole", "table"])
+    def test_killed_while_it_reports_it_ends_up_the_same(self, start, pretrained, monkeypatch, function):
+        start("--stage", "test")
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.report, function, killed)
+            assert start("--stage", "test")[0] == 130
+        assert start("--resume")[0] == 0
+        self.same_as_the_first()
+
+    def test_killed_before_the_end(self, start, pretrained, monkeypatch):
+        start("--stage", "test")
+        with monkeypatch.context() as patch:
+            patch.setattr(Run, "end", killed)
+            assert start("--stage", "test")[0] == 130
+        assert start("--resume")[0] == 0
+        self.same_as_the_first()
+
+    @staticmethod
+    def same_as_the_first():
+        events = [line["event"] for line in json_lines("log/3.jsonl")]
+        assert events == ["reserved", "start", "result", "end"]
+        files = [[Path(f"result/{n}_{name}.h5").read_bytes() for name in ("test", "query")] for n in (2, 3)]
+        assert files[0] == files[1]
+        assert json.loads(Path("result/3.json").read_text()) == result_of(3)
+        first, second = ({**result_of(n), "time": 0, "codes": 0} for n in (2, 3))
+        assert first == second
+        assert sorted(os.listdir("result")) == [f"{n}{end}" for n in (2, 3)
+                                                for end in (".json", "_query.h5", "_test.h5")]  # fmt: skip
+
+    @pytest.mark.parametrize("stage", ["pipeline", "test", "tools.baseline"])
+    def test_a_file_in_the_place_of_the_folder_shows_before_the_work(self, start, pretrained, stage):
+        Path("result").write_text("")
+        before = sorted(Path().rglob("*"))
+        status, out, err = start("--stage", stage)
+        assert (status, err) == (2, "error: result: cannot be written to: a file is in the way "
+                                    f"({Path('result').absolute()})\n")  # fmt: skip
+        assert sorted(Path().rglob("*")) == before
+
+    def test_no_result_is_replaced_by_one_of_another_log_folder(self, start, pretrained):
+        start("--stage", "test")
+        assert start("--stage", "tools.baseline", "--result_log_dir", "l", "--result_weight_dir", "w")[0] == 0
+        assert json_lines("l/3.jsonl")[-2]["method"] == "itq"
+
+
+class TestExcludeSelf:
+    def test_leaves_every_video_out_of_its_own_ranking(self, start, dataset, pretrained):
+        options = ("--stage", "test", "--protocol", "database", "--exclude_self", "true")
+        status, out, err = start(*options)
+        assert (status, err) == (0, "")
+        title = f"16 bits, the database itself (no video in its own ranking), {N_DATABASE} videos"
+        assert title in out
+        codes, labels = exact("result/2_test.h5"), dataset.labels["test"]
+        found = evaluate(codes, codes, labels, labels, [5], exclude_self=True)
+        result = result_of(2)
+        assert result["mAP"]["5"] == found.map[5]
+        assert result["exclude_self"]
+        assert sum(result["by_radius"]["pairs"]) == N_DATABASE * (N_DATABASE - 1)
+
+    def test_is_not_published_practice(self, start, dataset):
+        dataset.change(dataset="fcv", protocol="database")
+        start("--stage", "pretrain", "--max_iter", 0, 0, "--hashcode_size", 64)
+        _, out, _ = start("--stage", "test", "--hashcode_size", 64, "--exclude_self", "true")
+        how = "as there a video stays in its own ranking; --exclude_self false compares with it"
+        assert f"published WSCH: not shown, {how}" in out
+        assert result_of(2)["published"] == {}
+
+    def test_needs_a_database_that_queries_itself(self, start, pretrained):
+        status, _, err = start("--stage", "test", "--exclude_self", "true")
+        assert status == 2
+        assert "'exclude_self' must be false where the query file asks (protocol query), found true" in err
+
+    def test_one_video_fewer_to_rank(self, start, dataset, pretrained):
+        options = ("--stage", "test", "--protocol", "database", "--exclude_self", "true", "--ks")
+        assert start(*options, N_DATABASE - 1)[0] == 0
+        err = start(*options, N_DATABASE)[2]
+        assert f"mAP@{N_DATABASE} needs a database of {N_DATABASE + 1} videos, found {N_DATABASE}" in err
+
+    def test_a_class_of_one_video_leaves_nothing_to_find(self, start, dataset, pretrained):
+        labels = np.pad(dataset.labels["test"], ((0, 0), (0, 1)))
+        labels[7] = [0, 0, 0, 0, 1]
+        scipy.io.savemat(dataset.folder / "test.mat", {"labels": labels})
+        for name in ("train", "query"):
+            padded = np.pad(dataset.labels[name], ((0, 0), (0, 1)))
+            scipy.io.savemat(dataset.folder / f"{name}.mat", {"labels": padded})
+        dataset.change(num_class=5)
+        said = f"1 of {N_DATABASE} queries share no class with the database: each counts 0"
+        assert said not in start("--stage", "test", "--protocol", "database")[1]
+        assert said in start("--stage", "test", "--protocol", "database", "--exclude_self", "true")[1]
