@@ -17,7 +17,7 @@ from engine.systems import System
 from formats.files import BadInput, check_folder, expand
 from formats.labels import load_labels
 from formats.weights import digest
-from metrics import evaluate
+from metrics import evaluate, mean_average_precision
 
 
 def open_splits(settings: Settings, memory: str | None = None) -> Splits:
@@ -135,3 +135,18 @@ def codes_of(net: nn.Module, splits: Splits, settings: Settings, name: str) -> C
     if codes.zeros and not (query < 0).any() and not (database < 0).any():
         raise BadInput(f"{name}: its codes hold no -1 at all, only 0 and +1: the network has collapsed")
     return codes
+
+
+def watch(net: nn.Module, splits: Splits, settings: Settings) -> dict[int, float]:
+    """mAP@K of a network in training, by K; it is left in the mode it was in.
+
+    Raises:
+        BadInput: as of ``codes_of``.
+    """
+    was_training = net.training
+    net.eval()
+    codes = codes_of(net, splits, settings, "in training")
+    net.train(was_training)
+    labels = (torch.from_numpy(each) for each in (splits.query_labels, splits.database_labels))
+    exclude_self = settings.exclude_self
+    return mean_average_precision(codes.query, codes.database, *labels, settings.ks, exclude_self)

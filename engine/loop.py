@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from data import FeatureStore, generator
 from engine.checkpoint import load_moments
 from engine.device import STOP, check_stop
+from engine.evaluation import open_splits, watch
 from engine.feed import Fetch, read_ahead, to_device
 from engine.runs import Run
 from engine.settings import differences
@@ -94,6 +95,7 @@ class Loop:
         self.pending: list[tuple[int, dict[str, Tensor]]] = []  # batch and its terms, still on the device
         self.resumed_at = self.saved = time.monotonic()
         self.inputs = {"features": stage.store.facts, **stage.inputs}
+        self.splits = open_splits(self.settings) if self.settings.eval_every else None
         if run.part.exists():
             self.resume()
         else:
@@ -129,7 +131,14 @@ class Loop:
             else:
                 self.run_pass(item, rng)
             self.position = (epoch, number + 1, 0)
+        looks = self.splits is not None and (
+            (epoch + 1) % self.settings.eval_every == 0 or epoch + 1 == self.stage.n_epochs
+        )
+        if looks:
+            self.save()  # a signal during the look loses nothing
         self.log_epoch(epoch)
+        if looks:
+            self.evaluate(epoch)
         if epoch == 0 and self.stage.store.padding:
             self.log.say(self.stage.store.padding)
         self.losses, self.resumed_at, self.position = {}, time.monotonic(), (epoch + 1, 0, 0)
@@ -206,6 +215,13 @@ class Loop:
         ]
         place = f"{self.log.stage} epoch {epoch + 1}/{self.stage.n_epochs}"
         self.log.say("  ".join([place, f"{seconds:.1f} s", f"{rate:.0f} videos/s", *losses]))
+
+    def evaluate(self, epoch: int) -> None:
+        """Write mAP@K of the test split into both logs; no weight, and no random number, depends on it."""
+        found = watch(self.stage.net, self.splits, self.settings)
+        self.log.event("evaluation", stage=self.log.stage, epoch=epoch + 1, mAP=found)
+        values = " ".join(f"@{k} {value:.4f}" for k, value in found.items())
+        self.log.say(f"mAP {values} on the test split, for the log alone: nothing is chosen by it")
 
     def content(self) -> dict[str, Any]:
         """The checkpoint of this moment."""

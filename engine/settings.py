@@ -54,7 +54,7 @@ def not_negative(value: float) -> bool:
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 # Settings that cannot change a number: a run may be resumed with other ones.
-FREE_ON_RESUME = ("memory", "num_workers", "checkpoint_minutes")
+FREE_ON_RESUME = ("memory", "num_workers", "checkpoint_minutes", "eval_every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +170,10 @@ class SystemSettings(RankingSettings):
     )
     lr: float = setting(MISSING, "Adam's learning rate", positive, "above 0")
     hidden_size: int = setting(MISSING, "width H of the network", size, "1 or more")
+    eval_every: int = setting(
+        0, "epochs between two looks at mAP@K of the test split while training, for the log alone: they "
+        "choose nothing and change no weight", not_negative, "0: never",
+    )  # fmt: skip
 
 
 # Settings that every system's block in a dataset JSON may hold, beside the system's own.

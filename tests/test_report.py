@@ -11,6 +11,7 @@ import torch
 from synthetic import N_DATABASE, json_lines, killed
 
 import engine.evaluation
+import engine.loop
 import engine.report
 from engine.runs import Run
 from formats.codefile import read_code_file
@@ -187,3 +188,105 @@ class TestExcludeSelf:
         said = f"1 of {N_DATABASE} queries share no class with the database: each counts 0"
         assert said not in start("--stage", "test", "--protocol", "database")[1]
         assert said in start("--stage", "test", "--protocol", "database", "--exclude_self", "true")[1]
+
+
+class TestEvalEvery:
+    """Looks at the test split while training."""
+
+    STAGES = ("pretrain", "train", "bth.pretrain")
+
+    @pytest.mark.parametrize("stage", STAGES)
+    def test_changes_no_bit(self, start, stage):
+        if stage == "train":
+            start("--stage", "pretrain")
+        first = 2 if stage == "train" else 1
+        plain = start("--stage", stage, "--max_iter", 3, 3)[1]
+        status, out, err = start("--stage", stage, "--max_iter", 3, 3, "--eval_every", 2)
+        assert (status, err) == (0, "")
+        one, other = (torch.load(f"weight/{n}_16.pth", weights_only=True) for n in (first, first + 1))
+        assert all(torch.equal(value, other["model"][key]) for key, value in one["model"].items())
+        moments = [each["optimizer"]["state"][0]["exp_avg"] for each in (one, other)]
+        assert torch.equal(*moments)
+        events = [line for line in json_lines(f"log/{first + 1}.jsonl") if line["event"] == "evaluation"]
+        assert [(event["stage"], event["epoch"]) for event in events] == [(stage, 2), (stage, 3)]
+        assert out.count("on the test split, for the log alone: nothing is chosen by it") == 2
+        assert "test split" not in plain
+        losses = [[line["losses"] for line in json_lines(f"log/{n}.jsonl") if line["event"] == "epoch"]
+                  for n in (first, first + 1)]  # fmt: skip
+        assert losses[0] == losses[1]
+
+    def test_the_last_look_is_what_the_test_finds(self, start):
+        start("--stage", "pretrain", "--eval_every", 5)
+        start("--stage", "test")
+        events = [line for line in json_lines("log/1.jsonl") if line["event"] == "evaluation"]
+        assert [event["epoch"] for event in events] == [2]
+        assert events[0]["mAP"] == result_of(2)["mAP"]
+
+    def test_off_it_opens_no_split(self, start, dataset):
+        for name in ("test", "query"):
+            (dataset.folder / f"{name}.h5").unlink()
+        assert start("--stage", "pretrain")[0] == 0
+        status, _, err = start("--stage", "pretrain", "--eval_every", 1)
+        assert (status, err.count("\n")) == (2, 1)
+        assert "test.h5: no such feature file" in err
+
+    @pytest.mark.parametrize(
+        ("name", "call", "is_done"),
+        [("watch", 2, False), ("watch", 2, True),  # during a look and behind it, before it is logged
+         ("save_checkpoint", 4, True), ("save_checkpoint", 5, False), ("save_checkpoint", 5, True)],
+    )  # fmt: skip
+    def test_resumed_it_has_each_once(self, start, monkeypatch, name, call, is_done):
+        """Saved at the start, then before and behind every look: 4 and 5 are those of the second epoch."""
+        start("--stage", "pretrain", "--max_iter", 4, 0, "--eval_every", 1)
+        function, calls = getattr(engine.loop, name), []
+
+        def stop(*arguments):
+            calls.append(arguments)
+            if len(calls) == call and not is_done:
+                raise KeyboardInterrupt
+            found = function(*arguments)
+            if len(calls) == call:
+                raise KeyboardInterrupt
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.loop, name, stop)
+            assert start("--stage", "pretrain", "--max_iter", 4, 0, "--eval_every", 1)[0] == 130
+        assert start("--resume")[0] == 0
+        logs = [json_lines(f"log/{n}.jsonl") for n in (1, 2)]
+        for lines in logs:
+            found = [(line["event"], line["epoch"]) for line in lines if "epoch" in line]
+            assert found == [(event, n) for n in (1, 2, 3, 4) for event in ("epoch", "evaluation")]
+        looks = [[line["mAP"] for line in lines if line["event"] == "evaluation"] for lines in logs]
+        assert looks[0] == looks[1]
+        text = Path("log/2.txt").read_text()
+        assert text.count("for the log alone") == 4
+
+    def test_may_be_changed_on_resume(self, start, monkeypatch):
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.loop, "watch", killed)
+            assert start("--stage", "pretrain", "--eval_every", 1)[0] == 130
+        assert start("--resume", "--eval_every", 0)[0] == 0
+        assert [line["event"] for line in json_lines("log/1.jsonl")] == [
+            "reserved",
+            "start",
+            "epoch",
+            "epoch",
+            "end",
+        ]
+
+    def test_looks_without_dropout_and_leaves_the_mode(self, start, monkeypatch):
+        modes = []
+
+        def look(net, *arguments):
+            handle = net.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+            found = watch(net, *arguments)
+            handle.remove()
+            modes.append(net.training)
+            return found
+
+        watch = engine.loop.watch
+        monkeypatch.setattr(engine.loop, "watch", look)
+        assert start("--stage", "bth.pretrain", "--eval_every", 2)[0] == 0
+        assert modes[-1]
+        assert not any(modes[:-1])
