@@ -49,8 +49,8 @@ def ranked_blocks(
     """Yield slices of queries and their rankings down to `depth`.
 
     Per block of queries: all distances; the least of every group of videos; the depth-th smallest of those,
-    a reach that at least `depth` videos are within. Only these candidates are sorted, by one key each: its
-    query in the block, its distance, its index.
+    a reach that at least `depth` videos are within (where distances are counted, the counts tell the least
+    such). Only these candidates are sorted, by one key each: its query in the block, its distance, its index.
 
     Args:
         query: codes, (Q, b).
@@ -116,18 +116,18 @@ def _product_search(
     rows = torch.arange(q, device=distance.device)
     if exclude_self:
         distance[rows, first + rows] = beyond
-    counts = None
     if marked:
         every = torch.stack([(distance == level).sum(1) for level in range(beyond)], 1)  # (q, levels)
         videos = [torch.from_numpy(marked(first + row)) for row in range(q)]
         row = rows.repeat_interleave(torch.tensor([len(each) for each in videos], device=rows.device))
         place = row * (beyond + 1) + distance[row, torch.cat(videos).to(rows.device)].long()
         some = place.bincount(minlength=q * (beyond + 1)).view(q, -1)[:, :beyond]
-        counts = torch.stack((every, some), 1)
-    group = min(GROUP, n // depth)  # so there are at least `depth` groups
-    # Strided groups: minima run along whole rows.
-    least = distance[:, : n // group * group].unflatten(1, (group, -1)).amin(1)  # (q, groups)
-    reach = least.topk(depth, largest=False, sorted=False).values.amax(1, keepdim=True)  # (q, 1)
+        counts, reach = torch.stack((every, some), 1), _reach(every, depth)
+    else:
+        counts, group = None, min(GROUP, n // depth)  # so there are at least `depth` groups
+        # Strided groups: minima run along whole rows.
+        least = distance[:, : n // group * group].unflatten(1, (group, -1)).amin(1)  # (q, groups)
+        reach = least.topk(depth, largest=False, sorted=False).values.amax(1, keepdim=True)  # (q, 1)
     row, index = (distance <= reach).nonzero(as_tuple=True)  # (C,)
     level = (row << DISTANCE_BITS) + distance[row, index].long()
     return ((level << INDEX_BITS) + index).sort().values, counts
@@ -151,20 +151,27 @@ def _packed_search(
         if exclude_self:
             distance[rows, first + start + rows] = beyond
         if marked:  # while the caches hold the distances; torch counts bytes as they are, numpy copies them
-            every = [torch.from_numpy(row).bincount(minlength=beyond + 1) for row in distance]
-            videos = [marked(first + start + row) for row in rows]
+            every = [row.bincount(minlength=beyond + 1) for row in torch.from_numpy(distance)]
+            videos = [marked(first + start + row) for row in range(len(rows))]
             row = rows.repeat([len(each) for each in videos])
-            place = row * (beyond + 1) + distance[row, np.concatenate(videos)]
-            some = torch.from_numpy(np.bincount(place, minlength=len(rows) * (beyond + 1)))
-            counts.append(torch.stack((torch.stack(every), some.view(len(rows), -1)), 1))
-        least = distance[:, : n // group * group].reshape(len(distance), group, -1).min(1)  # (q, groups)
-        # 32 bits: numpy's partition of bytes is slow.
-        reach = np.partition(least.astype(np.int32), depth - 1, axis=1)[:, depth - 1, None]  # (q, 1)
-        place = np.flatnonzero(distance <= reach.astype(least.dtype))  # (C,)
+            place = row * (beyond + 1) + distance.ravel()[row * n + np.concatenate(videos)]
+            some = np.bincount(place, minlength=len(rows) * (beyond + 1)).reshape(len(rows), -1)
+            counts.append(torch.stack((torch.stack(every), torch.from_numpy(some)), 1))
+            reach = _reach(counts[-1][:, 0], depth).numpy()
+        else:
+            least = distance[:, : n // group * group].reshape(len(distance), group, -1).min(1)  # (q, groups)
+            # 32 bits: numpy's partition of bytes is slow.
+            reach = np.partition(least.astype(np.int32), depth - 1, axis=1)[:, depth - 1, None]  # (q, 1)
+        place = np.flatnonzero(distance <= reach.astype(distance.dtype))  # (C,)
         row, index = np.divmod(place, n)
         level = (start + row << DISTANCE_BITS) + distance.ravel()[place]
         keys.append(np.sort((level << INDEX_BITS) + index))
     return torch.from_numpy(np.concatenate(keys)), torch.cat(counts)[..., :beyond] if marked else None
+
+
+def _reach(counts: Tensor, depth: int) -> Tensor:
+    """The least distance that at least `depth` videos are within, (q, 1), of their numbers (q, levels)."""
+    return (counts.cumsum(1) < depth).sum(1, keepdim=True)
 
 
 def _distances(query: np.ndarray, database: np.ndarray, bits: int) -> np.ndarray:

@@ -307,30 +307,28 @@ def test_the_tie_group_is_counted_beyond_the_ranks():
 
 @pytest.mark.parametrize("zeros", [False, True])
 @pytest.mark.parametrize("bits", [5, 64, 127, 128, 255, 256, 300])
-def test_counted_bits_rank_as_products(bits, zeros):
+def test_counted_bits_rank_and_count_as_products(bits, zeros):
     # A GPU takes products. Distances pass a byte at 256 bits, with zeros at 128.
     query, database, *_ = random_case(20, 600, bits, 4, zeros=zeros)
     query[0], database[:2] = 1, torch.tensor([[1], [-1]])
     rng = np.random.default_rng(bits)
     relevant = [np.flatnonzero(rng.random(600) < 0.1) for _ in range(26)]
-    options = {
-        "first": 6,
-        "bits": bits,
-        "depth": 599 if bits == 300 else 20,
-        "exclude_self": bits != 64,
-        "marked": lambda number: relevant[number],
-    }
-    counted, counts = hamming._packed_search(*words(query, database), **options)
-    product, half_counts = hamming._product_search(-query.T, database.T, **options)
+    packed, products = words(query, database), (-query.T, database.T)
+    depth, exclude_self = 599 if bits == 300 else 20, bits != 64
+    options = {"first": 6, "bits": bits, "depth": depth, "exclude_self": exclude_self}
     level = hamming.INDEX_BITS, hamming.INDEX_BITS + hamming.DISTANCE_BITS
-    if not zeros:  # whole bits, not half ones
-        counted += counted >> level[0] << level[0]
-        product += product >> level[1] << level[1]
+    for marked in (None, lambda number: relevant[number]):
+        counted, counts = hamming._packed_search(*packed, **options, marked=marked)
+        product, half_counts = hamming._product_search(*products, **options, marked=marked)
+        if not zeros:  # whole bits, not half ones
+            counted += counted >> level[0] << level[0]
+            product += product >> level[1] << level[1]
+        assert torch.equal(counted, product)
+    if not zeros:
         assert not half_counts[..., 1::2].any()
         half_counts = half_counts[..., ::2]
-    assert torch.equal(counted, product)
     assert torch.equal(counts, half_counts)
-    assert counts[:, 0].sum(1).tolist() == [600 - options["exclude_self"]] * 20
+    assert counts[:, 0].sum(1).tolist() == [600 - exclude_self] * 20
 
 
 @pytest.mark.parametrize("threads", [1, 3])

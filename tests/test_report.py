@@ -15,6 +15,7 @@ import engine.loop
 import engine.report
 from engine.runs import Run
 from formats.codefile import read_code_file
+from formats.weights import read_checkpoint
 from metrics import evaluate
 from tools.codes import hash_videos, load_network
 
@@ -266,6 +267,7 @@ class TestEvalEvery:
         with monkeypatch.context() as patch:
             patch.setattr(engine.loop, "watch", killed)
             assert start("--stage", "pretrain", "--eval_every", 1)[0] == 130
+        assert read_checkpoint(Path("weight/1_16.part.pth"))["position"] == (0, 1, 0)  # no batch is lost
         assert start("--resume", "--eval_every", 0)[0] == 0
         assert [line["event"] for line in json_lines("log/1.jsonl")] == [
             "reserved",
@@ -279,14 +281,20 @@ class TestEvalEvery:
         modes = []
 
         def look(net, *arguments):
-            handle = net.register_forward_pre_hook(lambda module, _: modes.append(module.training))
-            found = watch(net, *arguments)
-            handle.remove()
+            hashed = net.hash
+
+            def spied(frames):
+                modes.append(net.training)
+                return hashed(frames)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(net, "hash", spied)
+                found = watch(net, *arguments)
             modes.append(net.training)
             return found
 
         watch = engine.loop.watch
         monkeypatch.setattr(engine.loop, "watch", look)
         assert start("--stage", "bth.pretrain", "--eval_every", 2)[0] == 0
-        assert modes[-1]
-        assert not any(modes[:-1])
+        assert modes == [False] * (len(modes) - 1) + [True]
+        assert len(modes) > 2
