@@ -17,7 +17,7 @@ from data import FeatureStore
 from engine.runs import Run
 from formats.bits import count_distinct
 from formats.codefile import as_records, write_code_file
-from formats.files import expand, read_json, write_whole
+from formats.files import BadInput, expand, read_json, write_whole
 from metrics import Evaluation
 
 PUBLISHED = Path(__file__).parents[1] / "Json" / "published.json"
@@ -70,8 +70,11 @@ def report(
         mAP@K of the first one by K.
 
     Raises:
-        BadInput: a file cannot be written.
+        BadInput: a file cannot be written, or one of another run with the same number is in its place.
     """
+    path = result_path(run, ".json")
+    if path.exists() and read_json(path).get("launch") != run.launch.id:
+        raise BadInput(f"{path}: of another run with the same number; move it away, then resume")
     for note in {store.padding for store in (splits.database, splits.query) if store.padding}:
         run.say(note)
     settings, config = run.settings, run.settings.config
@@ -90,6 +93,7 @@ def report(
     event = run.event(
         "result",
         stage=run.stage,
+        launch=run.launch.id,
         system=system,
         dataset=config.dataset,
         bits=bits,
@@ -115,7 +119,7 @@ def report(
         **facts,
     )
     text = json.dumps(event, indent=2) + "\n"
-    write_whole(result_path(run, ".json"), lambda path: path.write_text(text, encoding="utf-8"))
+    write_whole(path, lambda path: path.write_text(text, encoding="utf-8"))
     rows = {
         first: judged.map,
         "  ties averaged": judged.tie_averaged_map,

@@ -30,7 +30,7 @@ def result_of(number):
 
 def numbers_of(result):
     """All but the time and the names of files."""
-    return {key: value for key, value in result.items() if key not in ("time", "codes")}
+    return {key: value for key, value in result.items() if key not in ("time", "launch", "codes")}
 
 
 def correlated(n, width, seed=0, offset=5.0):

@@ -125,7 +125,7 @@ class TestFaults:
         files = [[Path(f"result/{n}_{name}.h5").read_bytes() for name in ("test", "query")] for n in (2, 3)]
         assert files[0] == files[1]
         assert json.loads(Path("result/3.json").read_text()) == result_of(3)
-        first, second = ({**result_of(n), "time": 0, "codes": 0} for n in (2, 3))
+        first, second = ({**result_of(n), "time": 0, "launch": 0, "codes": 0} for n in (2, 3))
         assert first == second
         assert sorted(os.listdir("result")) == [f"{n}{end}" for n in (2, 3)
                                                 for end in (".json", "_query.h5", "_test.h5")]  # fmt: skip
@@ -143,6 +143,30 @@ class TestFaults:
         start("--stage", "test")
         assert start("--stage", "tools.baseline", "--result_log_dir", "l", "--result_weight_dir", "w")[0] == 0
         assert json_lines("l/3.jsonl")[-2]["method"] == "itq"
+
+    def test_nor_by_one_that_ran_at_the_same_time(self, start, pretrained, monkeypatch):
+        """Two launches whose folders are all their own but for this one give out the same number."""
+        begun = []
+
+        def meanwhile(*arguments):
+            begun.append(arguments)
+            if len(begun) == 1:
+                options = ("--result_log_dir", "log2", "--result_weight_dir", "weight2")
+                assert start("--stage", "tools.baseline", "--method", "pca", *options)[0] == 0
+            return evaluate_network(*arguments)
+
+        evaluate_network = engine.evaluation.evaluate_network
+        os.remove("log/1.jsonl")
+        monkeypatch.setattr(engine.evaluation, "evaluate_network", meanwhile)
+        status, _, err = start(
+            "--stage", "test", "--weight_path", "weight/1_16.pth", "--result_weight_dir", "w"
+        )
+        assert status == 2
+        assert err == "error: result/1.json: of another run with the same number; move it away, then resume\n"
+        assert json.loads(Path("result/1.json").read_text())["method"] == "pca"
+        os.rename("result", "elsewhere")
+        assert start("--resume")[0] == 0
+        assert json.loads(Path("result/1.json").read_text())["system"] == "WSCH"
 
 
 class TestExcludeSelf:
