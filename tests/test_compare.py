@@ -159,8 +159,10 @@ class TestValues:
 
     def test_columns_that_were_asked_for(self, compare):
         path = write_pipeline(1, 1, 0.2)
-        header = compare(path, "--metrics", "recall_by_radius", "chance")[1].splitlines()[2]
+        asked = (path, "--metrics", "recall_by_radius", "chance")
+        header, narrow = (compare(*asked, *at)[1].splitlines()[2] for at in ((), ("--at", "1", "20")))
         assert header.split(" | ")[3:] == ["recall, radius 0", "recall, radius 1", "chance@5", "chance@20 |"]
+        assert narrow.split(" | ")[3:] == ["recall, radius 1", "chance@20 |"]
 
     def test_a_metric_that_few_runs_have_says_so(self, compare):
         write_pipeline(1, 1, 0.2, without=["mAP_whole"])
@@ -298,6 +300,9 @@ class TestRefusals:
         path = write_pipeline(1, 1, 0.2)
         assert "--metrics: no run has 'recall'" in self.refused(compare, path, "--metrics", "recall")
         assert "invalid choice: 'x'" in self.refused(compare, path, "--metrics", "x")
+        assert "--at: no run has a metric at [7]" in self.refused(
+            compare, path, "--metrics", "mAP", "--at", "7"
+        )
 
     @pytest.mark.parametrize(
         "damage",

@@ -19,7 +19,6 @@ import argparse
 import csv
 import io
 import sys
-from collections.abc import Iterable
 
 from engine.launch import Parser, exit_status
 from formats.files import BadInput, expand, write_whole
@@ -54,7 +53,9 @@ def main(arguments: list[str]) -> int:
                         help="markdown (default), latex (booktabs), or csv: every metric")  # fmt: skip
     every, usual = " ".join(TITLES), " ".join(COLUMNS)
     parser.add_argument("--metrics", nargs="+", metavar="METRIC", choices=TITLES,
-                        help=f"columns of a table (default: {usual}), of {every}")  # fmt: skip
+                        help=f"which (default: {usual}; csv: all), of {every}")  # fmt: skip
+    parser.add_argument("--at", nargs="+", type=int, metavar="K",
+                        help="at these K (or radii) alone")  # fmt: skip
     parser.add_argument("--out", type=expand, metavar="FILE", help="default: the terminal")
     return exit_status(lambda: compare(parser.parse_args(arguments)))
 
@@ -73,7 +74,12 @@ def compare(options: argparse.Namespace) -> None:
     there = {name for group in groups for trial in group.trials for name, _ in trial.metrics}
     if lacking := [name for name in options.metrics or () if name not in there]:
         raise BadInput(f"--metrics: no run has '{lacking[0]}', but {', '.join(sorted(there))}")
-    text = WRITERS[options.format](groups, options.metrics or COLUMNS)
+    metrics = metrics_among(groups, options.metrics or (TITLES if options.format == "csv" else COLUMNS))
+    if options.at:
+        metrics = [metric for metric in metrics if metric[1] in (None, *options.at)]
+    if not metrics:
+        raise BadInput(f"--at: no run has a metric at {options.at}")
+    text = WRITERS[options.format](groups, metrics)
     if options.out is None:
         print(text, end="")
     else:
@@ -99,12 +105,11 @@ def published_of(group: Group) -> dict[Metric, float]:
     return {("mAP", int(k)): value for k, value in found.items()}
 
 
-def table(groups: list[Group], names: Iterable[str]) -> tuple[str, list[list[str]], int]:
+def table(groups: list[Group], metrics: list[Metric]) -> tuple[str, list[list[str]], int]:
     """A table for readers: its caption, its lines of cells, the header first, and how many columns are text.
 
     What all groups share stands in the caption.
     """
-    metrics = metrics_among(groups, names)
     facts = {
         "dataset": [group.kind.dataset for group in groups],
         "protocol": [group.kind.protocol for group in groups],
@@ -131,8 +136,8 @@ def table(groups: list[Group], names: Iterable[str]) -> tuple[str, list[list[str
     return caption, lines, len(texts)
 
 
-def comma_separated(groups: list[Group]) -> str:
-    """Every metric of every group, one a line, as CSV."""
+def comma_separated(groups: list[Group], metrics: list[Metric]) -> str:
+    """Metrics of every group, one a line, as CSV."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     numbers = ("metric", "at", "n", "mean", "sd", "published")
@@ -140,8 +145,9 @@ def comma_separated(groups: list[Group]) -> str:
     for group in groups:
         who = [*group.kind._replace(bits=group.kind.bits or ""), group.settings]
         published = published_of(group)
-        for metric in metrics_among([group], TITLES):
-            values = group.values(metric)
+        for metric in metrics:
+            if not (values := group.values(metric)):
+                continue
             seeds = " ".join(sorted(str(trial.seed) for trial in group.trials if metric in trial.metrics))
             numbers = (*metric, len(values), *spread(values), published.get(metric))  # None: left empty
             writer.writerow([*who, *numbers, seeds, group.commits])
@@ -149,9 +155,9 @@ def comma_separated(groups: list[Group]) -> str:
 
 
 WRITERS = {
-    "markdown": lambda groups, names: markdown(*table(groups, names)),
-    "latex": lambda groups, names: latex(*table(groups, names)),
-    "csv": lambda groups, _: comma_separated(groups),
+    "markdown": lambda groups, metrics: markdown(*table(groups, metrics)),
+    "latex": lambda groups, metrics: latex(*table(groups, metrics)),
+    "csv": comma_separated,
 }
 
 
