@@ -462,6 +462,7 @@ class TestRefusals:
             ({"bits": "2"}, "'bits' of an event 'result' is not as a run writes it"),
             ({"codes": "x.h5"}, "'codes' of an event 'result' is not as a run writes it"),
             ({"codes": {"query": "x.h5"}}, "'codes' of an event 'result' is not as a run writes it"),
+            ({"mAP": {}}, "'mAP' of an event 'result' is not as a run writes it"),
             ({"mAP": {"five": 0.5}}, "'mAP' of an event 'result' is not as a run writes it"),
         ],
     )
