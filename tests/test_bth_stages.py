@@ -101,7 +101,7 @@ class TestPipeline:
 
     def test_bit_for_bit_when_killed_at_every_step(self, start, tmp_path, monkeypatch):
         run_pipeline(start)
-        for folder in ("log", "weight"):
+        for folder in ("log", "weight", "result"):
             (tmp_path / "work" / folder).rename(tmp_path / f"calm_{folder}")
 
         class Killed(BaseException):

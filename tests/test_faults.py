@@ -541,7 +541,7 @@ class TestResume:
     def undisturbed(self, start, tmp_path):
         assert start()[0] == 0
         found = trained(tmp_path / "work")
-        for folder in ("log", "weight"):
+        for folder in ("log", "weight", "result"):
             (tmp_path / "work" / folder).rename(tmp_path / f"undisturbed_{folder}")
         return found
 
