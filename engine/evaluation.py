@@ -111,9 +111,8 @@ def run_test(
 def evaluate_network(net: nn.Module, splits: Splits, settings: Settings, name: str) -> Result:
     """Retrieval metrics of a network's codes, and these codes."""
     codes = codes_of(net, splits, settings, name)
-    labels = (torch.from_numpy(each) for each in (splits.query_labels, splits.database_labels))
     exclude_self = settings.exclude_self
-    found = evaluate(codes.query, codes.database, *labels, settings.ks, exclude_self, progress=True)
+    found = evaluate(codes.query, codes.database, *splits.labels, settings.ks, exclude_self, progress=True)
     return Result(found, codes)
 
 
@@ -147,6 +146,5 @@ def watch(net: nn.Module, splits: Splits, settings: Settings) -> dict[int, float
     net.eval()
     codes = codes_of(net, splits, settings, "in training")
     net.train(was_training)
-    labels = (torch.from_numpy(each) for each in (splits.query_labels, splits.database_labels))
     exclude_self = settings.exclude_self
-    return mean_average_precision(codes.query, codes.database, *labels, settings.ks, exclude_self)
+    return mean_average_precision(codes.query, codes.database, *splits.labels, settings.ks, exclude_self)

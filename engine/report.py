@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from data import FeatureStore
@@ -31,6 +32,11 @@ class Splits(NamedTuple):
     database_labels: np.ndarray  # (N, num_class)
     query_labels: np.ndarray  # (Q, num_class)
     notes: list[str]  # what the user should know of them
+
+    @property
+    def labels(self) -> tuple[Tensor, Tensor]:
+        """Labels of queries and of database, as ``metrics.evaluate`` takes them."""
+        return torch.from_numpy(self.query_labels), torch.from_numpy(self.database_labels)
 
 
 class Codes(NamedTuple):

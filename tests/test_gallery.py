@@ -337,6 +337,8 @@ class TestRefusals:
         made.write(mAP={"5": 0.5, "20": 0.5})
         err = self.refused(gallery)
         assert re.search("result/1_test.h5: not the codes of this test, mAP@5 of these .* says 0.500000", err)
+        made.write(mAP={"5": float("nan")})
+        assert "not the codes of this test" in self.refused(gallery)
         (made.folder / "result/1_query.h5").unlink()
         assert "result/1_query.h5: no such file of codes; log/1.jsonl names it" in self.refused(gallery)
 

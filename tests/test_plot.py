@@ -219,6 +219,12 @@ class TestNumbers:
         assert values[0] == pytest.approx(3**-0.5)
         assert values[1:] == [None, None]
 
+    def test_a_zero_is_half_a_one_in_the_balance(self, write_log, tmp_path):
+        codes = np.array([[1, 0], [-1, 0], [0, 0], [0, 1]], np.int8)
+        file = str(write_codes(tmp_path / "x.h5", codes))
+        rows = numbers("bits", write_log(1, result(codes={"database": file, "query": file})))
+        assert [row["value"] for row in rows if row["quantity"] == "share of +1"] == [0.5, 0.625]
+
     def test_correlation_against_a_slow_loop(self):
         codes = np.random.default_rng(0).choice([-1, 0, 1], (50, 7)).astype(np.int8)
         bits = codes.T.tolist()
@@ -290,8 +296,8 @@ TEXTS = {
     "map": ["mAP@K", "K (nearest videos)", "WSCH, 2 bits (2 runs)", "ceiling", "chance", "signs"],
     "precision-recall": ["precision", "recall", "WSCH, 2 bits (2 runs)"],
     "distances": ["Hamming distance (bits)", "share of pairs (%)", "relevant pairs", "other pairs"],
-    "bits": ["videos with +1 (%)", "absolute correlation", "log/1.jsonl", "log/2.jsonl"],
-    "codes": ["principal component 1", "other classes", ">class "],
+    "bits": ["videos with +1 (%)", "absolute correlation", "signs: WSCH, 2 bits, log/2.jsonl"],
+    "codes": ["principal component 1", "other classes", ">class ", "signs: WSCH, 2 bits, log/2.jsonl"],
 }
 
 
@@ -456,6 +462,7 @@ class TestRefusals:
             ({"bits": "2"}, "'bits' of an event 'result' is not as a run writes it"),
             ({"codes": "x.h5"}, "'codes' of an event 'result' is not as a run writes it"),
             ({"codes": {"query": "x.h5"}}, "'codes' of an event 'result' is not as a run writes it"),
+            ({"mAP": {}}, "'mAP' of an event 'result' is not as a run writes it"),
             ({"mAP": {"five": 0.5}}, "'mAP' of an event 'result' is not as a run writes it"),
         ],
     )

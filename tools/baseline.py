@@ -214,8 +214,7 @@ def evaluate_mean(splits: Splits, settings: BaselineSettings, device: torch.devi
     query = database
     if splits.query is not splits.database:
         query = encode(splits.query, unit, device, settings, "mean-pooled features")
-    labels = (torch.from_numpy(each) for each in (splits.query_labels, splits.database_labels))
-    return evaluate_cosine(query, database, *labels, settings.ks, settings.exclude_self)
+    return evaluate_cosine(query, database, *splits.labels, settings.ks, settings.exclude_self)
 
 
 def evaluate_cosine(

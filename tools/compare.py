@@ -94,9 +94,8 @@ def cell(group: Group, metric: Metric) -> str:
     values, digits = group.values(metric), 1 if metric[0] == "seconds" else 3
     if not values:
         return "-"
-    mean, deviation = (f"{each:.{digits}f}" if each is not None else "-" for each in spread(values))
-    fewer = f" (n = {len(values)})" if len(values) < len(group.trials) else ""
-    return f"{mean} ± {deviation}{fewer}"
+    text = " ± ".join(f"{each:.{digits}f}" for each in spread(values) if each is not None)
+    return f"{text} (n = {len(values)})" if len(values) < len(group.trials) else text
 
 
 def published_of(group: Group) -> dict[Metric, float]:

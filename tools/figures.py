@@ -246,8 +246,7 @@ def draw_distances(rows: Sequence[Row]) -> Any:
 
 def draw_balance(rows: Sequence[Row]) -> Any:
     """A row for every run: the balance of every bit, and the matrix of correlations."""
-    titles = [f"{name}, {short(log)}" for name, log in distinct(rows, "series", "log") for _ in range(2)]
-    figure, axes = panels(titles, 2, 3)
+    figure, axes = panels([title for title in run_titles(rows) for _ in range(2)], 2, 3)
     for (log,), left, right in zip(distinct(rows, "log"), axes[::2], axes[1::2], strict=True):
         shares = select(rows, log=log, quantity="share of +1")
         left.bar(column(shares, "bit"), [100 * row["value"] for row in shares], color=COLOURS[0])
@@ -263,16 +262,16 @@ def draw_balance(rows: Sequence[Row]) -> Any:
         right.set(xlabel="bit", ylabel="bit")
         figure.colorbar(image, ax=right, label="absolute correlation")
     caption = (
-        "Left: the share of the database's videos whose code has +1 at a bit; a balanced bit, at 50 % "
-        "(dashed), tells most. Right: correlation of every two bits; the darker off the diagonal, the less "
-        "they repeat each other. A bit that is the same in all videos has no correlation (grey)."
+        "Left: the share of the database's videos whose code has +1 at a bit (a 0 counts half); a balanced "
+        "bit, at 50 % (dashed), tells most. Right: correlation of every two bits; the darker off the "
+        "diagonal, the less they repeat each other. A bit that is the same in all videos has no correlation "
+        "(grey)."
     )
     return finish(figure, caption, {})
 
 
 def draw_map(rows: Sequence[Row]) -> Any:
     """A panel for every run: its codes in the plane, the most frequent classes in colour."""
-    logs = distinct(rows, "series", "log")
     counts = Counter(each for each in column(rows, "class") if each is not None)
     frequent = [name for name, _ in counts.most_common(len(COLOURS))]
     legend = {name: look(place) | {"linestyle": ""} for place, name in enumerate(frequent)}
@@ -281,8 +280,8 @@ def draw_map(rows: Sequence[Row]) -> Any:
         legend["no class" if others == {None} else "other classes"] = other = {
             "color": GREY, "marker": ".", "linestyle": ""}  # fmt: skip
         groups.insert(0, (others, other))
-    figure, axes = panels([f"{name}, {short(log)}" for name, log in logs], 2, 3.6)
-    for ax, (_, log) in zip(axes, logs, strict=True):
+    figure, axes = panels(run_titles(rows), 2, 3.6)
+    for ax, (log,) in zip(axes, distinct(rows, "log"), strict=True):
         points = select(rows, log=log)
         for members, entry in groups:
             here = [row for row in points if row["class"] in members]
@@ -300,9 +299,10 @@ def draw_map(rows: Sequence[Row]) -> Any:
     return finish(figure, caption, legend)
 
 
-def short(log: str) -> str:
-    """The last two parts of a path."""
-    return "/".join(Path(log).parts[-2:])
+def run_titles(rows: Sequence[Row]) -> list[str]:
+    """What every run is, with the last two parts of its log's path."""
+    runs = distinct(rows, "dataset", "series", "log")
+    return [f"{dataset}: {name}, {'/'.join(Path(log).parts[-2:])}" for dataset, name, log in runs]
 
 
 # ------------------------------------------------------------------------------------------------- figures

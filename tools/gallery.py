@@ -131,7 +131,7 @@ class Gallery:
         self.answers = rank(database, query, max(k, cut), self.exclude_self)
         self.quality = self.answers.average_precision(k)  # (Q,)
         found, said = mean(self.answers.average_precision(cut)), log.result["mAP"][str(cut)]
-        if abs(found - said) > 1e-9:
+        if not abs(found - said) <= 1e-9:  # so written, NaN is refused
             other = f"these codes have {found:.6f}, {log.path} says {said:.6f}"
             raise BadInput(f"{database.file.path}: not the codes of this test, mAP@{cut} of {other}")
 

@@ -146,6 +146,8 @@ def checked(event: dict, path: Path, needed: dict[str, Any]) -> dict:
         wrong.append("losses")
     if not isinstance(by_radius, dict) or not all(map(is_numbers, by_radius.values())):
         wrong.append("by_radius")
+    if event.get("mAP") == {}:
+        wrong.append("mAP")
     if isinstance(codes, dict) and not {type(codes.get(key)) for key in ("database", "query")} == {str}:
         wrong.append("codes")
     if wrong:

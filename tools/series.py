@@ -94,12 +94,13 @@ def distances(groups: Sequence[Group]) -> list[Row]:
 def balance(groups: Sequence[Group]) -> list[Row]:
     """Of the database's codes, the share of +1 of every bit and the absolute correlation of every two.
 
-    A bit that is the same in all videos is correlated with none: None.
+    A 0 counts half, else a bit with many ties would look as if it leaned to -1. A bit that is the same in all
+    videos is correlated with none: None.
     """
     rows = []
     for where, log in by_log(groups):
         codes = read_codes(log, "database").exact()
-        for bit, share in enumerate((codes > 0).mean(0).tolist()):
+        for bit, share in enumerate(((codes.mean(0) + 1) / 2).tolist()):
             rows.append({**where, "quantity": "share of +1", "bit": bit, "other_bit": None, "value": share})
         for bit, values in enumerate(correlation(codes).tolist()):
             for other, value in enumerate(values[:bit]):
