@@ -395,6 +395,17 @@ class TestLogsOfAllKinds:
             f"left out: {[str(paths[2])]}: no result: not of a test, or that has not ended",
         ]
 
+    def test_bits_that_were_asked_for(self, write_log, capsys, tmp_path):
+        write_log(1, result(bits=2))
+        write_log(2, result(bits=3))
+        write_log(3, result(bits=None, by_radius={}))
+        write_log(4, epoch(1), settings={"hashcode_size": 3})
+        folder = write_log(5, epoch(1), settings={"hashcode_size": 2}).parent
+        out = plot(capsys, folder, "--bits", "3", "--data", tmp_path / "x.csv")[1]
+        assert out == f"{tmp_path}/x.csv: map of 2 of 3 logs\n"
+        status, _, err = plot(capsys, folder / "1.jsonl", "--bits", "3", "--data", tmp_path / "x.csv")
+        assert (status, err) == (2, f"error: --bits: no run of [3] bits in {folder}/1.jsonl\n")
+
 
 class TestTensorBoard:
     def test_read_back(self, write_log, capsys, tmp_path, monkeypatch):

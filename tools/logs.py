@@ -53,6 +53,11 @@ class Log:
     result: dict[str, Any] | None = None
     ended: bool = False
 
+    @property
+    def bits(self) -> int | None:
+        """Of the codes; None: real values."""
+        return self.result.get("bits") if self.result else self.setting("hashcode_size")
+
     def setting(self, name: str) -> Any:
         """A setting of the run by its dotted name; None where the log does not say."""
         value: Any = self.start.get("settings")

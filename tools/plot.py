@@ -39,6 +39,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=expand, metavar="FILE", help=f"the picture: {', '.join(FORMATS)}")
     parser.add_argument("--figure", choices=FIGURES,
                         help="which (default: map if there is a result, else losses)")  # fmt: skip
+    parser.add_argument("--bits", nargs="+", type=int, metavar="N",
+                        help="runs with codes of these lengths, and real values, alone")  # fmt: skip
     parser.add_argument("--method", choices=("pca", "tsne"), help="of the figure codes (default: pca)")
     parser.add_argument("--data", type=expand, metavar="FILE.csv", help="the numbers behind the figure")
     parser.add_argument("--tensorboard", type=expand, metavar="DIR",
@@ -56,7 +58,9 @@ def plot(options: argparse.Namespace) -> None:
         raise BadInput("expected --out FILE, --data FILE.csv or --tensorboard DIR")
     if options.out and options.out.suffix.lower() not in FORMATS:
         raise BadInput(f"--out: expected a name that ends in {', '.join(FORMATS)}, found {options.out.name}")
-    logs = read_logs(options.logs)
+    logs = [log for log in read_logs(options.logs) if not options.bits or log.bits in (None, *options.bits)]
+    if not logs:
+        raise BadInput(f"--bits: no run of {options.bits} bits in {', '.join(options.logs)}")
     name = options.figure or ("map" if any(log.result for log in logs) else "losses")
     if options.method and name != "codes":
         raise BadInput(f"--method: expected with --figure codes, found with {name}")

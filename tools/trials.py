@@ -141,7 +141,7 @@ def kind_of(log: Log) -> Kind:
         protocol=f"{result.get('protocol') or ''}{without}",
         system=system,
         method=result.get("method") or "",
-        bits=(result.get("bits") if result else log.setting("hashcode_size")) or 0,
+        bits=log.bits or 0,
         precision=str(result.get("precision_setting") or log.setting("precision") or ""),
     )
 
