@@ -71,10 +71,8 @@ def save_labels(path: Path, content: np.ndarray) -> None:
     """Write multi-hot labels (N, num_class) as the field does: MAT version 5, variable ``labels``."""
     with open(path, "wb") as file:
         scipy.io.savemat(file, {"labels": content})
-        file.seek(0)
-        file.write(
-            MAT_TEXT.ljust(116)
-        )  # scipy names the time there; the same labels are to be the same bytes
+        file.seek(0)  # scipy names the time in this text; the same labels are to be the same bytes
+        file.write(MAT_TEXT.ljust(116))
 
 
 def read_split(config: DatasetConfig, split: Split, n_videos: Sequence[int] = ()) -> list[LabelFile]:
