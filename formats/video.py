@@ -8,8 +8,8 @@ decoded and counted instead.
 
 A video is undecodable, not quietly shorter, when its file ends within a frame, lacks more than a tenth of
 what its container promises, or has a frame that cannot be decoded on the way to a chosen one. Fewer missing
-frames are counted: some recorders promise more than they write. MPEG-TS promises nothing, so a cut shows
-nowhere.
+frames are counted: some recorders promise more than they write. So are packets that give no frame. MPEG-TS
+promises nothing, so a cut shows nowhere; and what a decoder patches up unnoticed, nobody sees.
 
 Pixels: decoded in one thread, turned upright as the file says, RGB by the file's own colour matrix and range
 (where it names none, BT.601 and limited range). Brightness of high dynamic range is not mapped, and pixels
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
     from PIL.Image import Image
 
-NO_VIDEOS = ("tty", "concat", "hls", "dash")  # formats: any text drawn as a film, and lists of other files
+NO_VIDEOS = ("tty", "concat", "hls")  # formats: any text drawn as a film, and lists of other files
 MAX_MISSING = 0.1  # of the promised frames; where more are missing, the file is truncated
 
 
@@ -52,7 +52,7 @@ class Clip:
     Attributes:
         frames: what ``prepare`` made of each, L; a frame chosen twice stands there twice, the same object.
         middle: frame L // 2 of them, the picture of the video.
-        missing: number of frames that fit in the time the container promised and are not there.
+        missing: number of frames that the container promised, by its length or its packets, and did not hold.
     """
 
     frames: list[Any]
@@ -197,7 +197,7 @@ def _by_count(path: Path, listing: _Listing, wanted: int, prepare: Callable[["Im
         if not count:
             raise Undecodable("no frame can be decoded")
         if count == n_frames:
-            return chosen.clip(listing.missing)
+            return chosen.clip(listing.missing + max(0, len(listing.times) - count))
         n_frames = count
 
 
@@ -240,8 +240,7 @@ def _opened(path: Path) -> Iterator[tuple["InputContainer", "VideoStream"]]:
     with _reasons("cannot be opened"):
         if not path.stat().st_size:
             raise Undecodable("the file is empty")
-        # A name with a colon is no protocol, and no file makes this read from a network.
-        container = av.open(f"file:{path}", metadata_errors="ignore", options={"protocol_whitelist": "file"})
+        container = av.open(f"file:{path}", metadata_errors="ignore")  # else "a:b.mp4" names a protocol
     with container:
         picture = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
         streams = [each for each in container.streams.video if not each.disposition & picture]
@@ -277,17 +276,17 @@ def _decoded_from(
     Args:
         container: of the stream.
         stream: to decode.
-        after: time stamp of the frame that would come without seeking.
+        after: time stamp of the frame that comes next without seeking; the keyframe must be a later one.
         key: time stamp of the first frame shown from the keyframe on.
 
     Raises:
-        _Unlisted: the container cannot seek there.
+        _Unlisted: the container does not find a later keyframe.
     """
     with _reasons("cannot be decoded"):
         container.seek(key, stream=stream)
         packets = _packets(container, stream)
         first = next(packets, None)
-        if first is None or not first.is_keyframe or not after < (first.pts or after) <= key:
+        if first is None or not first.is_keyframe or (first.pts or after) <= after:
             raise _Unlisted
         yield from stream.decode(first)
         for packet in packets:
