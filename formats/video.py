@@ -135,7 +135,7 @@ def _list(path: Path) -> _Listing:
         missing = int(n_packets * (promised - end) / (end - begin))
     if last.is_corrupt or missing > max(1, MAX_MISSING * (n_packets + missing)):
         raise Undecodable(f"truncated: after {n_packets} frames the file ends")
-    if None in times or len(set(times)) < len(times):
+    if None in times:
         return _Listing([None] * len(times), [], missing)
     times.sort()
     return _Listing(times, sorted(bisect_left(times, key) for key in keys if key is not None), missing)
@@ -165,20 +165,19 @@ def _by_time(path: Path, listing: _Listing, wanted: int, prepare: Callable[["Ima
     if listing.times[0] is None:
         raise _Unlisted
     places = {time: place for place, time in enumerate(listing.times)}
-    chosen = _Chosen(len(places), wanted, prepare)
+    chosen = _Chosen(len(listing.times), wanted, prepare)
     with _opened(path) as (container, stream):
         frames, place, follows = _decoded(container, stream), -1, True
         for target in chosen.places:
             key = listing.keys[bisect_right(listing.keys, target) - 1]
             if key > place + 1:
-                frames = _decoded_from(container, stream, listing.times[place + 1], listing.times[key])
-                follows = False
+                frames, follows = _decoded(container, stream, listing.times[key]), False
             while place != target:
                 frame = next(frames, None)
-                before, place = place, places.get(frame and frame.pts, -1)
-                if place < 0 or (follows and place != before + 1):
+                step = places.get(frame and frame.pts, -1) - place
+                if step < 1 or (follows and step > 1):  # after a seek, any step forward
                     raise _Unlisted
-                follows = True
+                place, follows = place + step, True
             chosen.take(place, frame)
     return chosen.clip(listing.missing)
 
@@ -260,36 +259,14 @@ def _packets(container: "InputContainer", *streams: "VideoStream") -> Iterator["
                 yield packet
 
 
-def _decoded(container: "InputContainer", stream: "VideoStream") -> Iterator["VideoFrame"]:
-    """The frames from the next keyframe on, in display order."""
-    with _reasons("cannot be decoded"):
-        for packet in dropwhile(lambda packet: not packet.is_keyframe, _packets(container, stream)):
-            yield from stream.decode(packet)
-        yield from stream.decode(None)
-
-
-def _decoded_from(
-    container: "InputContainer", stream: "VideoStream", after: int, key: int
+def _decoded(
+    container: "InputContainer", stream: "VideoStream", start: int | None = None
 ) -> Iterator["VideoFrame"]:
-    """The frames from a keyframe on.
-
-    Args:
-        container: of the stream.
-        stream: to decode.
-        after: time stamp of the frame that comes next without seeking; the keyframe must be a later one.
-        key: time stamp of the first frame shown from the keyframe on.
-
-    Raises:
-        _Unlisted: the container does not find a later keyframe.
-    """
+    """The frames from the next keyframe on, in display order; first go to one at or before a time stamp."""
     with _reasons("cannot be decoded"):
-        container.seek(key, stream=stream)
-        packets = _packets(container, stream)
-        first = next(packets, None)
-        if first is None or not first.is_keyframe or (first.pts or after) <= after:
-            raise _Unlisted
-        yield from stream.decode(first)
-        for packet in packets:
+        if start is not None:
+            container.seek(start, stream=stream)
+        for packet in dropwhile(lambda packet: not packet.is_keyframe, _packets(container, stream)):
             yield from stream.decode(packet)
         yield from stream.decode(None)
 
