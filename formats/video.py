@@ -8,8 +8,8 @@ decoded and counted instead.
 
 A video is undecodable, not quietly shorter, when its file ends within a frame, lacks more than a tenth of
 what its container promises, or has a frame that cannot be decoded on the way to a chosen one. Fewer missing
-frames are counted: some recorders promise more than they write. MPEG-TS promises nothing, so a cut shows
-nowhere.
+frames are counted: some recorders promise more than they write. So are packets that give no frame. MPEG-TS
+promises nothing, so a cut shows nowhere; and what a decoder patches up unnoticed, nobody sees.
 
 Pixels: decoded in one thread, turned upright as the file says, RGB by the file's own colour matrix and range
 (where it names none, BT.601 and limited range). Brightness of high dynamic range is not mapped, and pixels
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
     from PIL.Image import Image
 
-NO_VIDEOS = ("tty", "concat", "hls", "dash")  # formats: any text drawn as a film, and lists of other files
+NO_VIDEOS = ("tty", "concat", "hls")  # formats: any text drawn as a film, and lists of other files
 MAX_MISSING = 0.1  # of the promised frames; where more are missing, the file is truncated
 
 
@@ -52,7 +52,7 @@ class Clip:
     Attributes:
         frames: what ``prepare`` made of each, L; a frame chosen twice stands there twice, the same object.
         middle: frame L // 2 of them, the picture of the video.
-        missing: number of frames that fit in the time the container promised and are not there.
+        missing: number of frames that the container promised, by its length or its packets, and did not hold.
     """
 
     frames: list[Any]
@@ -135,7 +135,7 @@ def _list(path: Path) -> _Listing:
         missing = int(n_packets * (promised - end) / (end - begin))
     if last.is_corrupt or missing > max(1, MAX_MISSING * (n_packets + missing)):
         raise Undecodable(f"truncated: after {n_packets} frames the file ends")
-    if None in times or len(set(times)) < len(times):
+    if None in times:
         return _Listing([None] * len(times), [], missing)
     times.sort()
     return _Listing(times, sorted(bisect_left(times, key) for key in keys if key is not None), missing)
@@ -165,20 +165,19 @@ def _by_time(path: Path, listing: _Listing, wanted: int, prepare: Callable[["Ima
     if listing.times[0] is None:
         raise _Unlisted
     places = {time: place for place, time in enumerate(listing.times)}
-    chosen = _Chosen(len(places), wanted, prepare)
+    chosen = _Chosen(len(listing.times), wanted, prepare)
     with _opened(path) as (container, stream):
         frames, place, follows = _decoded(container, stream), -1, True
         for target in chosen.places:
             key = listing.keys[bisect_right(listing.keys, target) - 1]
             if key > place + 1:
-                frames = _decoded_from(container, stream, listing.times[place + 1], listing.times[key])
-                follows = False
+                frames, follows = _decoded(container, stream, listing.times[key]), False
             while place != target:
                 frame = next(frames, None)
-                before, place = place, places.get(frame and frame.pts, -1)
-                if place < 0 or (follows and place != before + 1):
+                step = places.get(frame and frame.pts, -1) - place
+                if step < 1 or (follows and step > 1):  # after a seek, any step forward
                     raise _Unlisted
-                follows = True
+                place, follows = place + step, True
             chosen.take(place, frame)
     return chosen.clip(listing.missing)
 
@@ -197,7 +196,7 @@ def _by_count(path: Path, listing: _Listing, wanted: int, prepare: Callable[["Im
         if not count:
             raise Undecodable("no frame can be decoded")
         if count == n_frames:
-            return chosen.clip(listing.missing)
+            return chosen.clip(listing.missing + max(0, len(listing.times) - count))
         n_frames = count
 
 
@@ -240,8 +239,7 @@ def _opened(path: Path) -> Iterator[tuple["InputContainer", "VideoStream"]]:
     with _reasons("cannot be opened"):
         if not path.stat().st_size:
             raise Undecodable("the file is empty")
-        # A name with a colon is no protocol, and no file makes this read from a network.
-        container = av.open(f"file:{path}", metadata_errors="ignore", options={"protocol_whitelist": "file"})
+        container = av.open(f"file:{path}", metadata_errors="ignore")  # else "a:b.mp4" names a protocol
     with container:
         picture = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
         streams = [each for each in container.streams.video if not each.disposition & picture]
@@ -261,36 +259,14 @@ def _packets(container: "InputContainer", *streams: "VideoStream") -> Iterator["
                 yield packet
 
 
-def _decoded(container: "InputContainer", stream: "VideoStream") -> Iterator["VideoFrame"]:
-    """The frames from the next keyframe on, in display order."""
-    with _reasons("cannot be decoded"):
-        for packet in dropwhile(lambda packet: not packet.is_keyframe, _packets(container, stream)):
-            yield from stream.decode(packet)
-        yield from stream.decode(None)
-
-
-def _decoded_from(
-    container: "InputContainer", stream: "VideoStream", after: int, key: int
+def _decoded(
+    container: "InputContainer", stream: "VideoStream", start: int | None = None
 ) -> Iterator["VideoFrame"]:
-    """The frames from a keyframe on.
-
-    Args:
-        container: of the stream.
-        stream: to decode.
-        after: time stamp of the frame that would come without seeking.
-        key: time stamp of the first frame shown from the keyframe on.
-
-    Raises:
-        _Unlisted: the container cannot seek there.
-    """
+    """The frames from the next keyframe on, in display order; first go to one at or before a time stamp."""
     with _reasons("cannot be decoded"):
-        container.seek(key, stream=stream)
-        packets = _packets(container, stream)
-        first = next(packets, None)
-        if first is None or not first.is_keyframe or not after < (first.pts or after) <= key:
-            raise _Unlisted
-        yield from stream.decode(first)
-        for packet in packets:
+        if start is not None:
+            container.seek(start, stream=stream)
+        for packet in dropwhile(lambda packet: not packet.is_keyframe, _packets(container, stream)):
             yield from stream.decode(packet)
         yield from stream.decode(None)
 
