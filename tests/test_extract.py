@@ -392,9 +392,9 @@ class TestRefusals:
         ("options", "message"),
         [
             ({"name": "a/b"}, "'name' must be a file name, found \"a/b\""),
-            ({"split": (0.5, 0.5, 0.5)}, "'split' must be three numbers above 0, 1 in all, found [0.5,"),
-            ({"split": (1, 0, 0)}, "'split' must be three numbers above 0"),
-            ({"split": ("a", "b", "c")}, "'split' must be numbers, three numbers above 0, 1 in all, found"),
+            ({"split": (0.5, 0.5, 0.5)}, "'split' must be numbers above 0, three that sum to 1, found"),
+            ({"split": (1, 0, 0)}, "'split' must be numbers above 0, three"),
+            ({"split": ("a", "b", "c")}, "three that sum to 1, found [\"a\""),
             ({"frames": 1}, "'frames' must be 2 or more"),
             ({"backbone": "nope"}, "'backbone' must be one of lite0"),
             ({"videos": "none.csv"}, "none.csv: cannot be read: No such file or directory"),

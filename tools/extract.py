@@ -70,7 +70,7 @@ class ExtractSettings(Settings):
         (0.5, 0.35, 0.15),
         "fractions for train, test and query, drawn by 'seed', where 'videos' gives no splits",
         lambda v: min(v) > 0 and math.isclose(sum(v), 1, abs_tol=1e-6),
-        "three numbers above 0, 1 in all",
+        "numbers above 0, three that sum to 1",
     )
     feature_type: str = setting(
         "float16", "of the features: float16 is half the size, and rounds by less than a code can tell",
@@ -118,7 +118,7 @@ def train_model(settings: ExtractSettings, run: Run) -> Path:
         return out
     device, backbone = open_device(settings), open_backbone(settings.backbone)
     run.start(splits, **environment(device), videos=len(videos))
-    recipe = backbone.recipe | {"frames": RULE, "n_frames": settings.frames}
+    recipe = backbone.recipe | {"precision": settings.precision, "frames": RULE, "n_frames": settings.frames}
     recipe["versions"] = recipe["versions"] | {"av": av.__version__}
     shape, kind = (settings.frames, backbone.width), np.dtype(settings.feature_type)
     work.begin(
@@ -196,7 +196,7 @@ class Work:
         self.records_path, self.outcomes_path = folder / "extract.part", folder / "extract.part.jsonl"
 
     def begin(self, said: Mapping[str, Any], record_bytes: int) -> None:
-        """Start, or go on behind the last batch that is whole.
+        """Start, or see that it is this extraction that was begun.
 
         Args:
             said: of the extraction; the first line of the outcomes.
@@ -209,27 +209,23 @@ class Work:
             line = json.dumps(said) + "\n"
             write_whole(self.records_path, lambda path: path.touch())
             write_whole(self.outcomes_path, lambda path: path.write_text(line, encoding="utf-8"))
-        lines = self.outcomes_path.read_bytes().splitlines(keepends=True)
-        begun = json.loads(lines[0])
+        begun = json.loads(self.outcomes_path.read_bytes().splitlines()[0])
         if problems := [key for key in said if begun.get(key) != said[key]]:
             raise BadInput(f"{self.outcomes_path}: was begun with other {', '.join(problems)}")
-        self.record_bytes, size = record_bytes, self.records_path.stat().st_size
-        if lines[-1][-1:] != b"\n":  # half a line
-            lines.pop()
-        while n_usable(self.parsed(lines)) * record_bytes > size:  # lost in a power cut
-            lines.pop()
-        os.truncate(self.outcomes_path, sum(map(len, lines)))
+        self.record_bytes = record_bytes
 
     def read(self) -> list[Outcome]:
-        """The outcomes of all videos that are done, and their features alone in the records."""
-        outcomes = self.parsed(self.outcomes_path.read_bytes().splitlines())
-        os.truncate(self.records_path, n_usable(outcomes) * self.record_bytes)
-        return outcomes
-
-    @staticmethod
-    def parsed(lines: Sequence[bytes]) -> list[Outcome]:
-        """The outcomes in some lines, the first of which holds none."""
-        return [outcome for line in lines[1:] for outcome in json.loads(line)]
+        """The outcomes of all videos that are done; both files are cut back to whole batches."""
+        first, *lines = self.outcomes_path.read_bytes().splitlines(keepends=True)
+        if lines and not lines[-1].endswith(b"\n"):  # half a line
+            lines.pop()
+        batches = [json.loads(line) for line in lines]
+        size = self.records_path.stat().st_size
+        while sum(map(n_usable, batches)) * self.record_bytes > size:  # lost in a power cut
+            batches.pop()
+        os.truncate(self.outcomes_path, len(first) + sum(map(len, lines[: len(batches)])))
+        os.truncate(self.records_path, sum(map(n_usable, batches)) * self.record_bytes)
+        return [outcome for batch in batches for outcome in batch]
 
     def append(self, features: np.ndarray, outcomes: Sequence[Outcome]) -> None:
         """Add a batch: the features of its usable videos (n, L, D), and all outcomes.
@@ -237,7 +233,7 @@ class Work:
         Raises:
             BadInput: the disk is full, or worse.
         """
-        line = json.dumps(outcomes, ensure_ascii=False) + "\n"
+        line = json.dumps(outcomes) + "\n"
         for path, content in ((self.records_path, features.tobytes()), (self.outcomes_path, line.encode())):
             try:
                 with open(path, "ab") as file:
