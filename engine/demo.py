@@ -5,10 +5,10 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import scipy.io
 
 from formats.dataset import DatasetConfig
 from formats.files import write_whole
+from formats.labels import save_labels
 
 DEMO_VIDEOS = {"train": 960, "test": 480, "query": 120}
 
@@ -59,12 +59,6 @@ def is_demo(path: Path) -> bool:
             return "demo" in file.attrs
     except OSError:
         return False
-
-
-def save_labels(path: Path, content: np.ndarray) -> None:
-    """Write multi-hot labels (N, num_class) as the field does: MAT version 5, variable ``labels``."""
-    with open(path, "wb") as file:
-        scipy.io.savemat(file, {"labels": content})
 
 
 def save_features(path: Path, content: np.ndarray) -> None:

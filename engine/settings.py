@@ -54,7 +54,7 @@ def not_negative(value: float) -> bool:
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 # Settings that cannot change a number: a run may be resumed with other ones.
-FREE_ON_RESUME = ("memory", "num_workers", "checkpoint_minutes", "eval_every")
+FREE_ON_RESUME = ("memory", "num_workers", "checkpoint_minutes", "eval_every", "max_failures")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,9 +210,12 @@ def convert(name: str, item: dataclasses.Field, value: Any) -> Any:
         kinds = typing.get_args(kind)
         n = None if kinds[-1] is Ellipsis else len(kinds)  # None: any number
         valid = isinstance(value, list | tuple) and len(value) == (n or len(value)) > 0
-        valid = valid and all(type(each) is kinds[0] for each in value)
-        kind_name = "file names" if kinds[0] is str else "two whole numbers" if n else "whole numbers"
-        value = tuple(value) if valid else value
+        accepted = (float, int) if kinds[0] is float else (kinds[0],)
+        valid = valid and all(type(each) in accepted for each in value)
+        kind_name = {str: "file names", float: "numbers"}.get(
+            kinds[0], "two whole numbers" if n else "whole numbers"
+        )
+        value = tuple(map(kinds[0], value)) if valid else value
     elif kind is int:
         valid, kind_name = (
             number and value == int(value) if number and abs(value) < 1e18 else False,

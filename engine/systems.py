@@ -19,7 +19,7 @@ from formats.dataset import SYSTEMS, DatasetConfig, load_config
 from formats.files import BadInput, read_json
 
 # Stages around the systems, each with a SYSTEM of its own that has no network.
-TOOLS = ("tools.encode", "tools.baseline")
+TOOLS = ("tools.extract", "tools.encode", "tools.baseline")
 
 
 class System(NamedTuple):

@@ -15,7 +15,7 @@ class Split:
 
     name: str  # train, test (the database) or query
     features: tuple[Path, ...]
-    labels: tuple[Path, ...]  # empty: unlabelled
+    labels: tuple[Path, ...]  # empty: unlabelled; such a database or such queries cannot be tested
     label_variable: str
     variable_is_stated: bool  # by the JSON; else another one is taken where it is the only one
 
@@ -81,7 +81,9 @@ def load_config(path: str | Path, protocol: str | None = None) -> DatasetConfig:
     for key in ("num_class", "hidden_size", "max_frames"):
         value = content.get(key)
         meaning = " (the feature width D)" if key == "hidden_size" else ""
-        check(key, type(value) is int and 0 < value < 2**20, f"a positive integer{meaning}")
+        least = 0 if key == "num_class" and not any(content.get(f"{name}_label") for name in SPLITS) else 1
+        expected = f"a positive integer{meaning}"
+        check(key, type(value) is int and least <= value < 2**20, expected)
     for key in SYSTEMS:
         check(key, isinstance(content.get(key), dict), "an object")
     check("protocol", content.get("protocol") in PROTOCOLS, "query or database")
@@ -105,7 +107,7 @@ def load_config(path: str | Path, protocol: str | None = None) -> DatasetConfig:
         name: Split(
             name,
             files(name),
-            files(f"{name}_label", may_be_empty=name == "train"),
+            files(f"{name}_label", may_be_empty=True),
             variables[name]
             if valid and name in variables
             else LABEL_VARIABLES.get((str(content.get("dataset")), name), "labels"),

@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import scipy.io
 
 from formats.dataset import DatasetConfig, Split
 from formats.files import BadInput, some
 from formats.mat import open_mat
+
+MAT_TEXT = b"MATLAB 5.0 MAT-file"  # what a file of version 5 begins with, in 116 bytes
 
 
 class LabelFile(NamedTuple):
@@ -43,6 +46,8 @@ def load_labels(config: DatasetConfig, split: Split, n_videos: Sequence[int]) ->
         BadInput: a file cannot be read, lacks the variable, or disagrees with the features, the labels of
             another split or ``num_class``.
     """
+    if not split.labels:
+        raise BadInput(f"{config.path}: '{split.name}_label' is empty: a test needs labels")
     files = read_split(config, split, n_videos)
     where = f"{', '.join(map(str, split.labels))}: '{split.label_variable}'"
     labels = np.concatenate([file.values for file in files])
@@ -60,6 +65,14 @@ def load_labels(config: DatasetConfig, split: Split, n_videos: Sequence[int]) ->
     if not labels.any():
         raise BadInput(f"{where} has no positive label at all")
     return np.ascontiguousarray(labels, dtype=np.uint8), notes
+
+
+def save_labels(path: Path, content: np.ndarray) -> None:
+    """Write multi-hot labels (N, num_class) as the field does: MAT version 5, variable ``labels``."""
+    with open(path, "wb") as file:
+        scipy.io.savemat(file, {"labels": content})
+        file.seek(0)  # scipy names the time in this text; the same labels are to be the same bytes
+        file.write(MAT_TEXT.ljust(116))
 
 
 def read_split(config: DatasetConfig, split: Split, n_videos: Sequence[int] = ()) -> list[LabelFile]:

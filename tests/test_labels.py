@@ -8,7 +8,7 @@ from synthetic import N_CLASSES, N_DATABASE
 
 from formats.dataset import load_config
 from formats.files import BadInput
-from formats.labels import load_labels
+from formats.labels import load_labels, save_labels
 
 
 class TestLabels:
@@ -159,3 +159,21 @@ def test_a_base_that_nothing_settles_is_said(dataset):
     labels, notes = load_labels(config, config.test, [N_DATABASE])
     assert labels[0].tolist() == [0, 1, 0, 0]
     assert notes == ["class indices are taken as counted from 0: none of them is 0, nor num_class"]
+
+
+def test_labels_are_the_same_bytes_at_any_time(tmp_path, monkeypatch):
+    for name, when in (("a", "Mon"), ("b", "Tue")):
+        monkeypatch.setattr("time.asctime", lambda *_, when=when: when)
+        save_labels(tmp_path / name, np.eye(3, dtype=np.uint8))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert np.array_equal(scipy.io.loadmat(tmp_path / "a")["labels"], np.eye(3))
+
+
+def test_a_test_needs_labels_but_a_dataset_does_not(dataset):
+    dataset.change(num_class=0, train_label="", test_label="", query_label="")
+    config = load_config(dataset.path)
+    with pytest.raises(BadInput, match="synthetic.json: 'query_label' is empty: a test needs labels"):
+        load_labels(config, config.query, [6])
+    dataset.change(query_label="query.mat")
+    with pytest.raises(BadInput, match="'num_class' must be a positive integer, found 0"):
+        load_config(dataset.path)
