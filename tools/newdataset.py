@@ -107,9 +107,10 @@ def sized(kind: type, n_videos: Mapping[str, int]) -> dict[str, Any]:
         n_videos: in each split.
     """
     n, block = n_videos["train"], kind.block
-    settings: dict[str, Any] = dict(SMALL_SETTINGS[block]) if n < SMALL else {}
+    settings: dict[str, Any] = dict(SMALL_SETTINGS.get(block, {})) if n < SMALL else {}
     n_centers = min(MOST_CENTERS, round(4 * math.sqrt(n)), n)
-    settings |= {"run": {"cfg": {"n_clusters": n_centers}}, "bth": {"n_anchors": max(5, n_centers)}}[block]
+    centers = {"run": {"cfg": {"n_clusters": n_centers}}, "bth": {"n_anchors": max(5, n_centers)}}
+    settings |= centers.get(block, {})
     ks = kind.__dataclass_fields__["ks"].default
     if max(ks) > n_videos["test"]:
         settings["ks"] = [k for k in ks if k <= n_videos["test"]] or [n_videos["test"]]
