@@ -79,6 +79,12 @@ class TestList:
         assert message in str(error.value)
         assert "list.csv: " in str(error.value)
 
+    @pytest.mark.parametrize("name", ["at 3.14\u202fPM", "映像\u30001", "\U0001f468\u200d\U0001f469", "\xa0"])
+    def test_names_as_they_are_found(self, write, name):
+        """macOS puts narrow spaces into the names of recordings; Python calls these not printable."""
+        videos, _ = list_videos(write("file,class", f"a{name}.mov,{name}x", "b,", "c,", "d,"), FRACTIONS, 0)
+        assert (f"a{name}.mov", (f"{name}x".strip(),)) in [(video.name, video.classes) for video in videos]
+
     def test_no_text(self, tmp_path):
         (tmp_path / "x.csv").write_bytes(b"file\n\xff\n")
         with pytest.raises(BadInput, match="x.csv: cannot be read: not UTF-8"):
