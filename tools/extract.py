@@ -187,10 +187,14 @@ class Work:
 
     Args:
         folder: of the dataset.
+
+    Attributes:
+        n_failed: videos among those that are done that cannot be used.
     """
 
     def __init__(self, folder: Path):
         self.records_path, self.outcomes_path = folder / "extract.part", folder / "extract.part.jsonl"
+        self.n_failed = 0
 
     def begin(self, said: Mapping[str, Any], record_bytes: int) -> None:
         """Start, or see that it is this extraction that was begun.
@@ -222,6 +226,7 @@ class Work:
             batches.pop()
         os.truncate(self.outcomes_path, len(first) + sum(map(len, lines[: len(batches)])))
         os.truncate(self.records_path, sum(map(n_usable, batches)) * self.record_bytes)
+        self.n_failed = sum(len(batch) - n_usable(batch) for batch in batches)
         return [outcome for batch in batches for outcome in batch]
 
     def append(self, features: np.ndarray, outcomes: Sequence[Outcome]) -> None:
@@ -239,6 +244,7 @@ class Work:
                     os.fsync(file.fileno())  # the features are there before the line that counts them
             except OSError as error:
                 raise BadInput(f"{path}: cannot be written: {error.strerror}") from None
+        self.n_failed += len(outcomes) - n_usable(outcomes)
 
     def remove(self) -> None:
         """All is in its place."""
@@ -322,10 +328,9 @@ def check_failures(
     Raises:
         BadInput: they have.
     """
-    n_failed = len(outcomes) - n_usable(outcomes)
-    if n_failed > settings.max_failures * len(videos):
+    if work.n_failed > settings.max_failures * len(videos):
         path = write_skipped(videos, outcomes, work.records_path.parent)
-        found = f"{n_failed} of the first {len(outcomes)} videos cannot be used"
+        found = f"{work.n_failed} of the first {len(outcomes)} videos cannot be used"
         most = f"'max_failures' is {settings.max_failures:g} of {len(videos)}"
         raise BadInput(f"{path}: {found}, {most}; a larger one may be given with --resume")
 
