@@ -115,6 +115,19 @@ class TestFolder:
         names = [video.file for video in list_videos(tmp_path / "in", FRACTIONS, 0)[0]]
         assert sorted(names) == ["a.mp4", "b.mp4", "d.mp4", "linked/c.mp4"]
 
+    def test_a_folder_that_cannot_be_read(self, tmp_path, monkeypatch):
+        touch(tmp_path, "a.mp4", "b/c.mp4")
+        look = os.scandir
+
+        def refused(path):
+            if os.path.basename(path) == "b":
+                raise PermissionError(13, "Permission denied", path)
+            return look(path)
+
+        monkeypatch.setattr("os.scandir", refused)
+        with pytest.raises(BadInput, match="b: cannot be read: Permission denied$"):
+            list_videos(tmp_path, FRACTIONS, 0)
+
     def test_three_folders_are_the_splits(self, tmp_path):
         touch(tmp_path, "test/b.mp4", "query/c.mp4", "train/x/a.mp4")
         videos, said = list_videos(tmp_path, FRACTIONS, 0)

@@ -124,7 +124,7 @@ def read_folder(folder: Path) -> list[Video]:
     """The videos below a folder in the order of their paths.
 
     Raises:
-        BadInput: a name cannot be used.
+        BadInput: a folder cannot be read, or a name cannot be used.
     """
     files = sorted(find_files(folder))
     is_split = {file.partition("/")[0] for file in files} == set(SPLITS)
@@ -135,9 +135,17 @@ def read_folder(folder: Path) -> list[Video]:
 
 
 def find_files(folder: Path) -> Iterable[str]:
-    """Paths of all video files below a folder, relative to it; links are followed, no folder twice."""
+    """Paths of all video files below a folder, relative to it; links are followed, no folder twice.
+
+    Raises:
+        BadInput: a folder cannot be read: its videos would be missing without a word.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise BadInput(f"{error.filename}: cannot be read: {error.strerror}")
+
     entered = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         if (real := os.path.realpath(place)) in entered:
             folders.clear()
