@@ -250,12 +250,12 @@ class TestNumbers:
             assert rows[0][share] == pytest.approx(singular[axis] ** 2 / (singular**2).sum())
 
     def test_classes_have_the_names_that_stand_beside_the_features(self, write_log, tmp_path):
-        (tmp_path / "classes.txt").write_text("stop\nyield\n")
+        (tmp_path / "classes.txt").write_text("stop\n30\n")
         sources = json.dumps([str(tmp_path / "test_feats.h5")])
         codes, labels = np.eye(2, dtype=np.int8) * 2 - 1, np.eye(2, dtype=np.uint8)
         file = str(write_codes(tmp_path / "x.h5", codes, labels, sources=sources))
         rows = numbers("codes", write_log(1, result(codes={"database": file, "query": file})))
-        assert [row["class"] for row in rows] == ["stop", "yield"]
+        assert [row["class"] for row in rows] == ["stop", "class 30"]
 
     def test_a_direction_points_to_its_largest_entry(self):
         codes = np.array([[1, -1, 1], [-1, 1, 1], [1, -1, -1], [1, -1, 1]], np.int8)

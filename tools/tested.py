@@ -149,4 +149,4 @@ def read_classes(database: CodeFile) -> list[str]:
         return [f"class {number}" for number in range(n)]
     if len(classes := read_lines(path)) != n:
         raise BadInput(f"{path}: expected {n} classes, one a line, found {len(classes)}")
-    return classes
+    return [f"class {name}" if name.isdecimal() else name for name in classes]  # a number alone says nothing
