@@ -21,6 +21,7 @@ from torch import Tensor
 from formats.dataset import DatasetConfig, Split
 from formats.files import BadInput, progress, write_whole
 from formats.hdf5 import find_array, reading
+from formats.recipe import other_recipe, read_recipe
 
 READ_BYTES = 64 << 20  # features are scanned and loaded in blocks of about this size
 OTHER_NAMES = (
@@ -61,7 +62,7 @@ class FeatureFile:
         """Look at the file; what stays open of it is one descriptor."""
         where = f"{self.path}: '{self.key}'"
         file = h5py.File(self.path, "r")
-        dataset = find_array(file, self.key, self.path, OTHER_NAMES)
+        dataset, self.recipe = find_array(file, self.key, self.path, OTHER_NAMES), read_recipe(file)
         self.shape, self.dtype, self.stored = dataset.shape, dataset.dtype.newbyteorder("="), dataset.dtype
         rest = (self.shape or ())[1:]  # L and D
         if len(rest) != 2 or rest != (n_frames or rest[0], width) or not rest[0]:
@@ -213,7 +214,10 @@ class FeatureStore:
             self.files.append(FeatureFile(path, n_frames, width, key))
             n_frames = self.files[0].shape[1]
         self.paths = [file.path for file in self.files]
+        self.recipe = next((file.recipe for file in self.files if file.recipe), None)  # None: not known
         for file in self.files:
+            if difference := other_recipe(file.recipe, self.recipe):
+                raise BadInput(f"{file.path}: features of another recipe than the other files': {difference}")
             if file.dtype != self.files[0].dtype:
                 raise BadInput(
                     f"{file.path}: {file.dtype}, but {self.files[0].path} is {self.files[0].dtype}"

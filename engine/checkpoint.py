@@ -20,6 +20,7 @@ from torch import nn
 from data import open_store
 from engine.settings import Settings, fields
 from formats.files import BadInput, expand
+from formats.recipe import Recipe
 from formats.weights import checked_weight, read_checkpoint
 
 OF_UNKNOWN = "published weights, which do not say of what"  # the origin of such
@@ -35,6 +36,7 @@ class Weights:
     origin: str  # what it was trained on, and its seed, in words
     seed: int | None  # None: published weights, which do not say
     differs: list[str]  # in what this is not the run's own
+    recipe: Recipe | None  # of the features it was trained on; None: not known
 
 
 def find_weights(
@@ -130,10 +132,11 @@ def load_weights(
     if problems := wrong_sizes(net.sizes, settings, to_train):
         raise BadInput(f"{path}: {'; '.join(problems)}")
     if "stage" not in content:
-        return Weights(path, net, content.get("optimizer"), OF_UNKNOWN, None, [])
+        return Weights(path, net, content.get("optimizer"), OF_UNKNOWN, None, [], None)
     differs = not_its_own(content, settings, training_features(settings), to_train)
     seed = trained_on(content)[1]
-    return Weights(path, net, content["optimizer"], origin(content), seed, differs)
+    recipe = content["inputs"].get("recipe")
+    return Weights(path, net, content["optimizer"], origin(content), seed, differs, recipe)
 
 
 def check_ours(content: Mapping, path: Path) -> None:
@@ -145,9 +148,11 @@ def check_ours(content: Mapping, path: Path) -> None:
     settings, inputs = content.get("settings"), content.get("inputs")
     features = inputs.get("features") if isinstance(inputs, Mapping) else None
     shape = features.get("shape") if isinstance(features, Mapping) else None
+    recipe = inputs.get("recipe") if isinstance(inputs, Mapping) else None
     right = {
         "settings": isinstance(settings, Mapping) and {"data_set_config", "seed"} <= settings.keys(),
         "inputs": isinstance(shape, list) and len(shape) == 3 and all(type(size) is int for size in shape),
+        "recipe": isinstance(recipe, Mapping | None),
         "dataset": isinstance(content.get("dataset", {}), Mapping),  # version 1.0.0 had none
         "sizes": isinstance(content.get("sizes"), Mapping),
         "optimizer": isinstance(content.get("optimizer"), Mapping),

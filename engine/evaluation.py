@@ -16,6 +16,7 @@ from engine.settings import Settings
 from engine.systems import System
 from formats.files import BadInput, check_folder, expand
 from formats.labels import load_labels
+from formats.recipe import Recipe, other_recipe
 from formats.weights import digest
 from metrics import evaluate, mean_average_precision
 
@@ -47,15 +48,34 @@ def check_splits(settings: Settings) -> None:
     """Read database and queries once, before training: what is wrong with them should not show after it.
 
     Raises:
-        BadInput: a file cannot be used, or a feature is not finite.
+        BadInput: a file cannot be used, a feature is not finite, or they are of another recipe than those
+            to train on.
     """
     check_folder(expand(settings.result_dir))
     splits = open_splits(settings, memory="disk")
+    training = open_store(settings.config, settings.config.train, "disk", "cpu")
+    check_recipes(training.recipe, "those to train on", splits)
     for store in (splits.database, splits.query):
         if not store.checked.all():
             for rows in store.blocks("checking database and queries"):
                 store.read_files(rows)
                 check_stop()
+
+
+def check_recipes(recipe: Recipe | None, whose: str, splits: Splits) -> None:
+    """See that database and queries are made as the features that a network was trained on.
+
+    Args:
+        recipe: of these; None: not known.
+        whose: the recipe is, in words.
+        splits: database and queries.
+
+    Raises:
+        BadInput: they are not, where both say how they were made.
+    """
+    for store in (splits.database, splits.query):
+        if difference := other_recipe(store.recipe, recipe):
+            raise BadInput(f"{store.paths[0]}: features of another recipe than {whose}: {difference}")
 
 
 def run_test(
@@ -74,7 +94,7 @@ def run_test(
         mAP@K of the first one by K.
 
     Raises:
-        BadInput: a split, its labels or a checkpoint cannot be used.
+        BadInput: a split, its labels or a checkpoint cannot be used, or they are of different recipes.
     """
     if run.is_tested():
         return {}
@@ -90,6 +110,7 @@ def run_test(
             loaded = load_weights(Path(path), settings, system.tested, system.network)
             nets[name], origins[name], seeds[name] = loaded.net, loaded.origin, loaded.seed
             differs += [f"{path}: {difference}" for difference in loaded.differs]
+            check_recipes(loaded.recipe, f"those that {path} was trained on", splits)
         else:
             net = system.fresh_network(settings, config.feature_size)
             nets[name], origins[name], seeds[name] = net, "initial weights", settings.seed

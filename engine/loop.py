@@ -94,7 +94,7 @@ class Loop:
         self.seconds = 0.0  # of this epoch, up to the last checkpoint
         self.pending: list[tuple[int, dict[str, Tensor]]] = []  # batch and its terms, still on the device
         self.resumed_at = self.saved = time.monotonic()
-        self.inputs = {"features": stage.store.facts, **stage.inputs}
+        self.inputs = {"features": stage.store.facts, "recipe": stage.store.recipe, **stage.inputs}
         self.splits = open_splits(self.settings) if self.settings.eval_every else None
         if run.part.exists():
             self.resume()

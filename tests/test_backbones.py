@@ -173,13 +173,22 @@ class TestTimm:
         assert tools.backbones.os.environ["HF_HUB_OFFLINE"] == "1"
 
 
+class BatchMean(nn.Module):
+    def forward(self, x):
+        return x.mean((0, 2, 3))[None]
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
         (lambda: 3, r"expected \(network, prepare\), found int"),
         (
             lambda: (nn.Flatten(0), lambda image: np.zeros((3, 2, 2))),
-            r"expected features \(1, D\).*found \(12,\)",
+            r"expected features \(2, D\).*found \(24,\)",
+        ),
+        (
+            lambda: (BatchMean(), lambda image: np.zeros((3, 2, 2))),
+            r"expected features \(2, D\) of two frames, found \(1, 3\)",
         ),
         (lambda: (nn.Flatten(), lambda image: 1 / 0), "fails on a frame: division by zero"),
         (lambda: [][1], "cannot be made: list index out of range"),

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import re
 import signal
 import sys
 
@@ -13,6 +12,7 @@ import pytest
 from clips import BITS, write_clip
 from synthetic import need
 
+import tools.decoding
 import tools.extract
 from formats.dataset import load_config
 from formats.labels import load_labels
@@ -36,23 +36,39 @@ class Bars(nn.Module):
         Bars.calls += 1
         if Bars.calls == int(os.environ.get("DIES_AT", 0)):
             os.kill(os.getpid(), signal.SIGKILL)
-        return x.flatten(1) / 255
+        return x[:, 0, 0] / 255
 
 def prepare(image):
     bars = np.asarray(image.convert("L").resize((10, 2), 4))[:1][None].copy()
     if bars[0, 0, :3].min() > 128:
         os.kill(os.getpid(), signal.SIGKILL)
-    return bars
+    return bars.repeat(500, 1)  # more than a pipe between processes holds
 
 def bars():
     return Bars(), prepare
 
-def huge():
-    return nn.Sequential(nn.Flatten(), nn.Threshold(-1, 0), Times()), prepare
+def huge(factor=1000):
+    return nn.Sequential(Bars(), Times(factor)), prepare
 
 class Times(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = 255 * factor
+
     def forward(self, x):
-        return x * 1000
+        return x * self.factor
+
+def nan():
+    return huge(float("nan"))
+
+def is_the_probe(image):
+    return image.getpixel((0, 0)) == (127, 127, 127)
+
+def picky():
+    return Bars(), lambda image: prepare(image) if is_the_probe(image) else 1 / 0
+
+def growing():
+    return Bars(), lambda image: prepare(image)[:, : 500 if is_the_probe(image) else 2]
 """
 N_FRAMES = 5
 DEFAULTS = {"name": "x", "backbone": "barsbackbone:bars", "frames": N_FRAMES, "max_failures": 0.5}
@@ -139,6 +155,10 @@ def test_what_is_written(extract, clips):
     assert "features/x: 8 train, 2 test, 2 query videos, 5 frames of width 10, float16" in out
     assert "2 of 14 videos skipped: features/x/skipped.csv says why" in out
     assert "next: python run.py --data_set_config Json/x.json\n" in out
+
+
+def test_a_name_with_a_space(extract):
+    assert "next: python run.py --data_set_config 'Json/my set.json'\n" in extract(name="my set")[1]
 
 
 def read_lines(name):
@@ -233,7 +253,7 @@ class TestGoesOn:
         monkeypatch.setenv("DIES_AT", str(1 + dies_at))  # the first call is the probe
         options = {"stage": "tools.extract", "videos": clips / "list.csv"} | DEFAULTS
         process = spawn(*as_arguments(options))
-        process.communicate(timeout=60)
+        process.communicate(timeout=30)  # its decoder ends, too
         assert process.returncode == -signal.SIGKILL
         monkeypatch.delenv("DIES_AT")
         n_batches = open("features/x/extract.part.jsonl").read().count("\n") - 1
@@ -286,7 +306,7 @@ class TestGoesOn:
         assert everything("x") == calm
 
     def test_what_is_done_is_not_decoded_again(self, extract, start, monkeypatch):
-        seen, read = [], tools.extract.read_frames
+        seen, read = [], tools.decoding.read_frames
 
         def reading(path, *others):
             seen.append(path.name)
@@ -294,7 +314,7 @@ class TestGoesOn:
                 raise KeyboardInterrupt
             return read(path, *others)
 
-        monkeypatch.setattr(tools.extract, "read_frames", reading)
+        monkeypatch.setattr(tools.decoding, "read_frames", reading)
         assert extract()[0] == 130
         assert start("--resume")[0] == 0
         assert len(seen) == 6 + 14 - 4
@@ -337,6 +357,7 @@ class TestFailures:
             "thumbnails",
         ]
         assert not os.path.exists("Json/x.json")
+        assert start("--resume")[2] == err
         assert start("--resume", "--max_failures", 0.2)[0] == 0
         assert os.path.exists("Json/x.json")
 
@@ -358,8 +379,23 @@ class TestFailures:
 
     def test_features_that_float16_cannot_hold(self, extract):
         err = extract(backbone="barsbackbone:huge")[2]
-        assert re.search(r"its features are not all finite numbers; float32 holds larger ones", err)
+        assert "its features are not all finite numbers; float32 holds larger ones" in err
         assert extract(name="y", backbone="barsbackbone:huge", feature_type="float32")[0] == 0
+
+    def test_features_that_are_no_numbers(self, extract):
+        assert extract(backbone="barsbackbone:nan")[2].endswith("its features are not all finite numbers\n")
+
+    @pytest.mark.parametrize(
+        ("name", "reason"),
+        [
+            ("picky", "fails on a frame: division by zero"),
+            ("growing", "makes (1, 2, 10) of a frame of (64, 48), of others (1, 500, 10)"),
+        ],
+    )
+    def test_a_backbone_that_fails_in_another_process(self, extract, clips, name, reason):
+        status, _, err = extract(backbone=f"barsbackbone:{name}", num_workers=1)
+        assert status == 2
+        assert err == f"error: {clips}/clip0.avi: backbone barsbackbone:{name}: {reason}\n"
 
     @pytest.mark.parametrize("path", ["extract.part", "extract.part.jsonl"])
     def test_a_full_disk(self, extract, start, monkeypatch, path):

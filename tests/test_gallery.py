@@ -290,6 +290,13 @@ class TestVideos:
         assert "<img" not in gallery("--k", 40)[1]
 
 
+def test_a_database_of_fewer_videos_than_are_shown_by_default(result, gallery):
+    result(n=(7, 12), ks=(5,))
+    status, page, _, err = gallery()
+    assert (status, err) == (0, "")
+    assert "its 7 nearest videos" in page
+
+
 class TestRefusals:
     def refused(self, gallery, *options):
         status, page, out, err = gallery(*options)

@@ -79,6 +79,12 @@ class TestList:
         assert message in str(error.value)
         assert "list.csv: " in str(error.value)
 
+    @pytest.mark.parametrize("name", ["at 3.14\u202fPM", "映像\u30001", "\U0001f468\u200d\U0001f469", "\xa0"])
+    def test_names_as_they_are_found(self, write, name):
+        """macOS puts narrow spaces into the names of recordings; Python calls these not printable."""
+        videos, _ = list_videos(write("file,class", f"a{name}.mov,{name}x", "b,", "c,", "d,"), FRACTIONS, 0)
+        assert (f"a{name}.mov", (f"{name}x".strip(),)) in [(video.name, video.classes) for video in videos]
+
     def test_no_text(self, tmp_path):
         (tmp_path / "x.csv").write_bytes(b"file\n\xff\n")
         with pytest.raises(BadInput, match="x.csv: cannot be read: not UTF-8"):
@@ -108,6 +114,19 @@ class TestFolder:
         os.symlink(tmp_path / "in/a.mp4", tmp_path / "in/d.mp4")
         names = [video.file for video in list_videos(tmp_path / "in", FRACTIONS, 0)[0]]
         assert sorted(names) == ["a.mp4", "b.mp4", "d.mp4", "linked/c.mp4"]
+
+    def test_a_folder_that_cannot_be_read(self, tmp_path, monkeypatch):
+        touch(tmp_path, "a.mp4", "b/c.mp4")
+        look = os.scandir
+
+        def refused(path):
+            if os.path.basename(path) == "b":
+                raise PermissionError(13, "Permission denied", path)
+            return look(path)
+
+        monkeypatch.setattr("os.scandir", refused)
+        with pytest.raises(BadInput, match="b: cannot be read: Permission denied$"):
+            list_videos(tmp_path, FRACTIONS, 0)
 
     def test_three_folders_are_the_splits(self, tmp_path):
         touch(tmp_path, "test/b.mp4", "query/c.mp4", "train/x/a.mp4")

@@ -78,6 +78,14 @@ def test_where_all_tie_the_lowest_numbers_come_first(capsys, tmp_path, engine):
     assert [row["video"] for row in rows] == ["1", "2", "3"] * 2
 
 
+def test_all_of_a_database_with_fewer_videos_than_the_default(capsys, tmp_path):
+    codes = np.random.default_rng(0).choice(np.array([-1, 1], np.int8), (7, 16))
+    path = write_codes(tmp_path / "database.h5", codes)
+    status, rows, err = search(capsys, path, path)
+    assert (status, err) == (0, "")
+    assert rows == by_sorting(codes, codes, 7)
+
+
 @pytest.mark.parametrize("k", [2, 300])
 def test_answers_at_once_are_bounded(files, monkeypatch, capsys, k):
     """Where all tie, or k is large, not all queries are answered at once."""

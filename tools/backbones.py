@@ -21,6 +21,7 @@ import socket
 import sys
 import urllib.parse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -64,7 +65,7 @@ def open_backbone(name: str) -> Backbone:
 
     Raises:
         BadInput: there is none of that name, it needs a package or weights that are not there, or what it
-            gives for a frame are not features (1, D).
+            gives for frames are not features (B, D).
     """
     kind, _, rest = name.partition(":")
     if name == "lite0":
@@ -86,26 +87,42 @@ def open_backbone(name: str) -> Backbone:
         "preprocessing": preprocessing,
         "versions": {each: importlib.metadata.version(each) for each in ("torch", *packages)},
     }
-    return Backbone(network, prepare, probe(name, network, prepare), recipe)
+    shape, width = probe(name, network, prepare)
+    return Backbone(network, partial(prepared, name=name, prepare=prepare, shape=shape), width, recipe)
 
 
-def probe(name: str, network: nn.Module, prepare: Prepare) -> int:
-    """The width D of the features, of one grey frame.
+def probe(name: str, network: nn.Module, prepare: Prepare) -> tuple[tuple[int, ...], int]:
+    """The shape (C, H, W) of a frame and the width D of the features, of two grey frames.
 
     Raises:
         BadInput: the backbone does not do what one has to.
     """
     image = optional_package("PIL.Image", "Pillow", "video")
+    frame = prepared(image.new("RGB", (64, 48), (127, 127, 127)), name, prepare)
     try:
-        frame = np.asarray(prepare(image.new("RGB", (64, 48), (127, 127, 127))))
         with torch.no_grad():
-            found = network(torch.tensor(frame[None]).float())
+            found = network(torch.tensor(np.stack([frame, frame])).float())
+    except Exception as error:  # of the user's own code, anything
+        raise BadInput(f"backbone {name}: fails on two frames: {one_line(error)}") from None
+    if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != 2:
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise BadInput(f"backbone {name}: expected features (2, D) of two frames, found {shape}")
+    return frame.shape, found.shape[1]
+
+
+def prepared(image: Any, name: str, prepare: Prepare, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """A frame as the backbone ``name`` wants it, of the shape (C, H, W) that all have.
+
+    Raises:
+        BadInput: its function fails, or gives another shape.
+    """
+    try:
+        frame = np.asarray(prepare(image))
     except Exception as error:  # of the user's own code, anything
         raise BadInput(f"backbone {name}: fails on a frame: {one_line(error)}") from None
-    if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != 1:
-        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise BadInput(f"backbone {name}: expected features (1, D) of one frame, found {shape}")
-    return found.shape[1]
+    if shape and frame.shape != shape:
+        raise BadInput(f"backbone {name}: makes {frame.shape} of a frame of {image.size}, of others {shape}")
+    return frame
 
 
 Found = tuple[nn.Module, Prepare, str, tuple[str, ...]]  # with the preprocessing in words, and the packages

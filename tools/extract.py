@@ -15,20 +15,18 @@ line, with the same batches, so that all files become the same bytes.
 
 import csv
 import hashlib
-import io
 import json
 import math
 import os
-import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset, get_worker_info
 
 from engine.device import check_stop, environment, open_device
 from engine.runs import Run
@@ -36,16 +34,14 @@ from engine.settings import Settings, not_negative, positive, ratio, setting
 from engine.systems import System
 from formats.dataset import SPLITS
 from formats.files import BadInput, check_folder, expand, optional_package, progress, write_whole
-from formats.video import Undecodable, read_frames
 from tools.backbones import Backbone, open_backbone
+from tools.decoding import Clips, Seen
 from tools.listing import Video, list_videos
 from tools.newdataset import dataset_json, write_features, write_names_and_labels
 
 RULE = "frame floor((i + 1/2) n / L) of n, for i in 0..L-1"
-THUMBNAIL_WIDTH = 160
-CPU_FRAMES = (
-    4  # that go through a network at a time: more leave the caches (a hundred ran at a third of the speed)
-)
+# Frames that go through a network at a time: more leave the caches (a hundred ran at a third of the speed).
+CPU_FRAMES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +141,8 @@ def train_model(settings: ExtractSettings, run: Run) -> Path:
         run.say(f"{incomplete} videos have fewer frames than their files promise")
     if not classes:
         run.say("no classes: what is trained on this can encode and search, a test would need labels")
-    run.say(f"next: python run.py --data_set_config {out}{'' if classes else ' --stage pretrain'}")
+    stage = "" if classes else " --stage pretrain"
+    run.say(f"next: python run.py --data_set_config {shlex.quote(str(out))}{stage}")
     work.remove()
     run.end()
     return out
@@ -190,10 +187,14 @@ class Work:
 
     Args:
         folder: of the dataset.
+
+    Attributes:
+        n_failed: videos among those that are done that cannot be used.
     """
 
     def __init__(self, folder: Path):
         self.records_path, self.outcomes_path = folder / "extract.part", folder / "extract.part.jsonl"
+        self.n_failed = 0
 
     def begin(self, said: Mapping[str, Any], record_bytes: int) -> None:
         """Start, or see that it is this extraction that was begun.
@@ -225,6 +226,7 @@ class Work:
             batches.pop()
         os.truncate(self.outcomes_path, len(first) + sum(map(len, lines[: len(batches)])))
         os.truncate(self.records_path, sum(map(n_usable, batches)) * self.record_bytes)
+        self.n_failed = sum(len(batch) - n_usable(batch) for batch in batches)
         return [outcome for batch in batches for outcome in batch]
 
     def append(self, features: np.ndarray, outcomes: Sequence[Outcome]) -> None:
@@ -242,6 +244,7 @@ class Work:
                     os.fsync(file.fileno())  # the features are there before the line that counts them
             except OSError as error:
                 raise BadInput(f"{path}: cannot be written: {error.strerror}") from None
+        self.n_failed += len(outcomes) - n_usable(outcomes)
 
     def remove(self) -> None:
         """All is in its place."""
@@ -254,70 +257,25 @@ def n_usable(outcomes: Sequence[Outcome]) -> int:
     return sum(not isinstance(outcome, str) for outcome in outcomes)
 
 
-class Seen(NamedTuple):
-    """What a process makes of a video."""
-
-    frames: np.ndarray  # (L, C, H, W)
-    thumbnail: bytes  # a JPEG
-    missing: int
-
-
-class Clips(Dataset):
-    """The videos as the network wants them; one that cannot be used is its reason."""
-
-    def __init__(self, videos: Sequence[Video], backbone: Backbone, settings: ExtractSettings):
-        self.videos, self.prepare, self.n_frames = videos, backbone.prepare, settings.frames
-        self.crashed: set[int] = set()
-        # (pid, video) of every process, for when it dies
-        self.under_way = torch.full((max(1, settings.num_workers), 2), -1).share_memory_()
-
-    def __getitem__(self, number: int) -> Seen | str:
-        """Video ``number``, decoded."""
-        worker = get_worker_info()
-        self.under_way[worker.id if worker else 0] = torch.tensor([os.getpid(), number])
-        if number in self.crashed:
-            return "its decoder crashed"
-        try:
-            clip = read_frames(self.videos[number].path, self.n_frames, self.prepare)
-        except Undecodable as error:
-            return str(error)
-        return Seen(np.stack(clip.frames), thumbnail(clip.middle), clip.missing)
-
-    def note_crash(self, error: RuntimeError) -> None:
-        """Remember the video that a process died of.
-
-        Raises:
-            RuntimeError: it is another error.
-        """
-        pids = re.findall(r"\d+", str(error)) if "DataLoader worker (pid" in str(error) else []
-        found = {video for pid, video in self.under_way.tolist() if str(pid) in pids} - self.crashed
-        if not found:
-            raise error
-        self.crashed |= found
-
-
-def thumbnail(image: Any) -> bytes:
-    """A PIL image as a small JPEG."""
-    height = max(1, round(THUMBNAIL_WIDTH * image.height / image.width))
-    file = io.BytesIO()
-    image.resize((THUMBNAIL_WIDTH, height)).save(file, "JPEG", quality=85)
-    return file.getvalue()
-
-
 def extract_all(
     videos: Sequence[Video], work: Work, backbone: Backbone, device: torch.device, settings: ExtractSettings
 ) -> None:
     """Extract all videos that are not done.
 
     Raises:
-        BadInput: too many cannot be used, a feature is not finite, or a file cannot be written.
+        BadInput: too many cannot be used, the backbone fails, a feature is not finite, or a file cannot be
+            written.
     """
-    clips, network = Clips(videos, backbone, settings), backbone.network.to(device)
-    while len(outcomes := work.read()) < len(videos):
-        loader = DataLoader(Subset(clips, range(len(outcomes), len(videos))), settings.batch_size,
-                            num_workers=settings.num_workers, collate_fn=list)  # fmt: skip
+    clips = Clips(videos, settings.frames, backbone.prepare, settings.num_workers)
+    network = backbone.network.to(device)
+    while True:
+        check_failures(videos, outcomes := work.read(), work, settings)
+        if len(outcomes) == len(videos):
+            return
         try:
-            for batch in progress(loader, "extracting"):
+            for batch in progress(clips.batches(len(outcomes), settings.batch_size), "extracting"):
+                if errors := [seen for seen in batch if isinstance(seen, BadInput)]:
+                    raise errors[0]
                 rows = slice(len(outcomes), len(outcomes) + len(batch))
                 outcomes += extract_batch(videos[rows], batch, work, network, device, settings)
                 check_failures(videos, outcomes, work, settings)
@@ -352,9 +310,7 @@ def extract_batch(
             features = found.numpy().astype(settings.feature_type).reshape(len(usable), settings.frames, -1)
     for (video, seen), own in zip(usable, features, strict=True):
         if not np.isfinite(own).all():
-            hint = (
-                "; float32 holds larger ones ('feature_type')" if settings.feature_type == "float16" else ""
-            )
+            hint = "; float32 holds larger ones ('feature_type')" if found.isfinite().all() else ""
             raise BadInput(f"{video.path}: its features are not all finite numbers{hint}")
         path = work.records_path.with_name("thumbnails") / f"{video.name}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -372,10 +328,9 @@ def check_failures(
     Raises:
         BadInput: they have.
     """
-    n_failed = len(outcomes) - n_usable(outcomes)
-    if n_failed > settings.max_failures * len(videos):
+    if work.n_failed > settings.max_failures * len(videos):
         path = write_skipped(videos, outcomes, work.records_path.parent)
-        found = f"{n_failed} of the first {len(outcomes)} videos cannot be used"
+        found = f"{work.n_failed} of the first {len(outcomes)} videos cannot be used"
         most = f"'max_failures' is {settings.max_failures:g} of {len(videos)}"
         raise BadInput(f"{path}: {found}, {most}; a larger one may be given with --resume")
 

@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("log", metavar="LOG", help="log/<n>.jsonl of a test")
     parser.add_argument("--out", type=expand, required=True, metavar="FILE.html", help="the page")
     parser.add_argument("--queries", type=int, default=4, metavar="N", help="of each kind (default: 4)")
-    parser.add_argument("--k", type=int, default=10, help="neighbours of a query (default: 10)")
+    parser.add_argument("--k", type=int, help="neighbours of a query (default: 10, or all if fewer)")
     parser.add_argument("--pick", default=",".join(PICKS), help="kinds of queries (default: all three)")
     parser.add_argument("--seed", type=int, default=0, help="of the random queries (default: 0)")
     parser.add_argument("--thumbnails", type=expand, metavar="FOLDER", help="of <name>.jpg")
@@ -74,9 +74,10 @@ def make(options: argparse.Namespace) -> None:
     log = find_result(options.log)
     database, query = open_splits(log, options.thumbnails, options.database_names, options.query_names)
     most = len(database.file) - bool(log.result.get("exclude_self"))
-    if not 1 <= options.k <= most:
-        raise BadInput(f"--k: expected 1 to {most}, the videos of {database.file.path}, found {options.k}")
-    gallery = Gallery(log, database, query, options.k)
+    k = min(10, most) if options.k is None else options.k
+    if not 1 <= k <= most:
+        raise BadInput(f"--k: expected 1 to {most}, the videos of {database.file.path}, found {k}")
+    gallery = Gallery(log, database, query, k)
     sections = [gallery.section(pick, options.queries, options.seed) for pick in picks]
     text = whole(gallery.title, gallery.facts(), gallery.numbers(), gallery.legend(), sections)
     write_whole(options.out, lambda path: path.write_text(text, encoding="utf-8"))

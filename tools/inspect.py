@@ -12,6 +12,7 @@ from engine.systems import System, check_blocks, resolve, systems
 from formats.dataset import DatasetConfig, load_config
 from formats.files import BadInput
 from formats.labels import load_labels
+from formats.recipe import in_words
 
 
 def report(config: DatasetConfig) -> None:
@@ -32,6 +33,8 @@ def report(config: DatasetConfig) -> None:
             size = file.path.stat().st_size
             print(f"  {file.path}: {file.shape} {file.dtype}, {file.layout}, {size / 1e6:.1f} MB")
         counts[split.name] = len(store)
+        if store.recipe:
+            print(f"  recipe: {in_words(store.recipe)}")
         zero, least, most = 0, np.inf, -np.inf
         for rows in store.blocks(f"reading {split.name}"):
             features = store.read_files(rows)

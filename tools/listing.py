@@ -9,6 +9,7 @@ their paths; where it holds them in three folders, train, test and query, these 
 import csv
 import io
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,9 @@ from formats.files import BadInput, read_lines, unknown_keys
 SUFFIXES = frozenset(
     ".3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv".split()
 )
+# What no line of a file of names can hold: characters that control, and bytes that are no UTF-8. Unlike
+# ``isprintable``, it lets the spaces of macOS and of Japanese pass, and emoji of several characters.
+CONTROL = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff]")
 COLUMNS = ("file", "split", "class")
 
 
@@ -86,7 +90,7 @@ def read_list(path: Path) -> list[Video]:
         classes = tuple(
             dict.fromkeys(each.strip() for each in row.get("class", "").split(";") if each.strip())
         )
-        if not all(map(str.isprintable, classes)):
+        if any(map(CONTROL.search, classes)):
             raise BadInput(f"{where}'class' holds characters that cannot be printed: {classes!r}")
         videos.append(Video(file, path.parent / file, name, split, classes))
     return videos
@@ -120,7 +124,7 @@ def read_folder(folder: Path) -> list[Video]:
     """The videos below a folder in the order of their paths.
 
     Raises:
-        BadInput: a name cannot be used.
+        BadInput: a folder cannot be read, or a name cannot be used.
     """
     files = sorted(find_files(folder))
     is_split = {file.partition("/")[0] for file in files} == set(SPLITS)
@@ -131,9 +135,17 @@ def read_folder(folder: Path) -> list[Video]:
 
 
 def find_files(folder: Path) -> Iterable[str]:
-    """Paths of all video files below a folder, relative to it; links are followed, no folder twice."""
+    """Paths of all video files below a folder, relative to it; links are followed, no folder twice.
+
+    Raises:
+        BadInput: a folder cannot be read: its videos would be missing without a word.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise BadInput(f"{error.filename}: cannot be read: {error.strerror}")
+
     entered = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         if (real := os.path.realpath(place)) in entered:
             folders.clear()
@@ -150,7 +162,7 @@ def check_name(where: str, file: str) -> str:
     Raises:
         BadInput: the names of videos, one a line, or the thumbnails could not hold it.
     """
-    if not file.isprintable():
+    if CONTROL.search(file):
         raise BadInput(f"{where}a file name with characters that cannot be printed: {file!r}")
     parts = [part for part in os.path.normpath(file).split(os.sep) if part not in ("", ".", "..")]
     if not parts or len(os.fsencode(f"{parts[-1]}.jpg")) > 255:

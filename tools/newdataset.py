@@ -19,8 +19,8 @@ import numpy as np
 from engine.systems import systems
 from formats.dataset import SPLITS
 from formats.files import write_whole
-from formats.hdf5 import write_texts
 from formats.labels import save_labels
+from formats.recipe import Recipe, write_recipe
 from tools.listing import Video
 
 SMALL = 10_000  # training videos; from here on the published settings
@@ -32,7 +32,7 @@ SMALL_SETTINGS = {
 }
 
 
-def write_features(folder: Path, counts: Mapping[str, int], records: np.ndarray, recipe: Mapping) -> None:
+def write_features(folder: Path, counts: Mapping[str, int], records: np.ndarray, recipe: Recipe) -> None:
     """The feature files, of records (N, L, D) in the order of the splits.
 
     Raises:
@@ -41,7 +41,7 @@ def write_features(folder: Path, counts: Mapping[str, int], records: np.ndarray,
 
     def write(path: Path, mine: np.ndarray) -> None:
         with h5py.File(path, "w") as file:
-            write_texts(file, {"recipe": json.dumps(recipe)})
+            write_recipe(file, recipe)
             dataset = file.create_dataset("feats", mine.shape, mine.dtype)
             for start in range(0, len(mine), WRITE_VIDEOS):
                 dataset[start : start + WRITE_VIDEOS] = mine[start : start + WRITE_VIDEOS]

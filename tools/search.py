@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
     parser = Parser(prog="python -m tools.search", description="The nearest videos of every query, as CSV.")
     parser.add_argument("database", type=expand, metavar="DATABASE.h5", help="codes to search among")
     parser.add_argument("queries", type=expand, metavar="QUERIES.h5", help="codes to search for")
-    parser.add_argument("--k", type=int, default=10, help="neighbours of each query (default: 10)")
+    parser.add_argument("--k", type=int, help="neighbours of each query (default: 10, or all if fewer)")
     parser.add_argument("--out", type=expand, help="CSV file (default: the terminal)")
     parser.add_argument("--index", choices=INDEXES, default="exact",
                         help="what searches (default: exact); hnsw and ivf are approximate, for large sets, "
@@ -45,14 +45,15 @@ def search(options: argparse.Namespace) -> None:
     """
     database, queries = read_code_file(options.database), read_code_file(options.queries)
     check_pair(database, queries, options.force)
-    if not 1 <= options.k <= len(database):
-        raise BadInput(f"--k: expected 1 to {len(database)}, the size of {database.path}, found {options.k}")
+    k = min(10, len(database)) if options.k is None else options.k
+    if not 1 <= k <= len(database):
+        raise BadInput(f"--k: expected 1 to {len(database)}, the size of {database.path}, found {k}")
     if (options.index == "lance") != bool(options.uri):
         raise BadInput("--uri: expected with --index lance, and only there")
     names = read_names(options.video_names, database) if options.video_names else None
     where = (options.uri, names) if options.index == "lance" else ()
-    index = INDEXES[options.index](database, options.k, *where)
-    rows = neighbours(database, queries, index, options.k, names)
+    index = INDEXES[options.index](database, k, *where)
+    rows = neighbours(database, queries, index, k, names)
     if options.out is None:
         try:
             csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
@@ -68,7 +69,7 @@ def search(options: argparse.Namespace) -> None:
     write_whole(options.out, write)
     zeros = int(database.zeros.sum(dtype=np.int64) + queries.zeros.sum(dtype=np.int64))
     ties = f"; {zeros} code entries were 0 (frames in a tie) and count as +1" if zeros else ""
-    said = f"{options.k} neighbours of {len(queries)} queries among {len(database)} videos"
+    said = f"{k} neighbours of {len(queries)} queries among {len(database)} videos"
     print(f"{options.out}: {said}{ties}")
 
 

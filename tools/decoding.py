@@ -1,0 +1,106 @@
+"""Videos decoded in processes ahead of a network; one that cannot be used is a reason, and stops nothing."""
+
+import io
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Subset, get_worker_info
+
+from formats.files import BadInput
+from formats.video import Undecodable, read_frames
+from tools.listing import Video
+
+THUMBNAIL_WIDTH = 160
+
+
+class Seen(NamedTuple):
+    """What a process makes of a video."""
+
+    frames: np.ndarray  # (L, C, H, W)
+    thumbnail: bytes  # a JPEG
+    missing: int  # frames, as in ``formats.video.Clip``
+
+
+class Clips(Dataset):
+    """Videos as a network wants them.
+
+    Args:
+        videos: to decode.
+        n_frames: L of each.
+        prepare: makes a PIL image an array (C, H, W), the same shape of all.
+        n_processes: that decode; 0: this one does.
+    """
+
+    def __init__(
+        self, videos: Sequence[Video], n_frames: int, prepare: Callable[[Any], np.ndarray], n_processes: int
+    ):
+        self.videos, self.n_frames, self.prepare, self.n_processes = videos, n_frames, prepare, n_processes
+        self.crashed: set[int] = set()
+        # (pid, video) of every process, for when it dies
+        self.under_way = torch.full((max(1, n_processes), 2), -1).share_memory_()
+
+    def batches(self, first: int, size: int) -> DataLoader:
+        """All videos from ``first`` on, as lists of ``size``; a process that dies is a RuntimeError."""
+        rest = Subset(self, range(first, len(self.videos)))
+        return DataLoader(
+            rest, size, num_workers=self.n_processes, collate_fn=list, worker_init_fn=end_with_parent
+        )
+
+    def __getitem__(self, number: int) -> Seen | str | BadInput:
+        """Video ``number``; why it cannot be used; or what is wrong with ``prepare``.
+
+        The last is returned since what a process raises arrives as the text of its traceback.
+        """
+        worker = get_worker_info()
+        self.under_way[worker.id if worker else 0] = torch.tensor([os.getpid(), number])
+        if number in self.crashed:
+            return "its decoder crashed"
+        path = self.videos[number].path
+        try:
+            clip = read_frames(path, self.n_frames, self.prepare)
+        except Undecodable as error:
+            return str(error)
+        except BadInput as error:
+            return BadInput(f"{path}: {error}")
+        return Seen(np.stack(clip.frames), thumbnail(clip.middle), clip.missing)
+
+    def note_crash(self, error: RuntimeError) -> None:
+        """Remember the video that a process died of.
+
+        Raises:
+            RuntimeError: it is another error.
+        """
+        pids = re.findall(r"\d+", str(error)) if "DataLoader worker (pid" in str(error) else []
+        found = {video for pid, video in self.under_way.tolist() if str(pid) in pids} - self.crashed
+        if not found:
+            raise error
+        self.crashed |= found
+
+
+def end_with_parent(_: int) -> None:
+    """Have this process end with the one it decodes for, also where that is killed.
+
+    By itself it would wait for ever to hand over what nobody takes, and keep the run locked.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.3)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def thumbnail(image: Any) -> bytes:
+    """A PIL image as a small JPEG."""
+    height = max(1, round(THUMBNAIL_WIDTH * image.height / image.width))
+    file = io.BytesIO()
+    image.resize((THUMBNAIL_WIDTH, height)).save(file, "JPEG", quality=85)
+    return file.getvalue()
