@@ -758,7 +758,7 @@ class TestProcesses:
 
     def test_sigkill(self, spawn, tmp_path):
         log = tmp_path / "work/log"
-        options = ("--max_iter", 100, 50)
+        options = ("--max_iter", 40, 20)
         for number in (1, 2):  # once in either training stage
             process = spawn(*options)
             self.wait_for(log / f"{number}.jsonl", '"epoch": 2,', process)
@@ -768,7 +768,7 @@ class TestProcesses:
         process = spawn(*options)
         _, err = process.communicate(timeout=60)
         assert (process.returncode, err) == (0, "")
-        for number, n_epochs in ((1, 100), (2, 50)):
+        for number, n_epochs in ((1, 40), (2, 20)):
             lines = json_lines(log / f"{number}.jsonl")
             epochs = [line["epoch"] for line in lines if line["event"] == "epoch"]
             assert epochs == list(range(1, n_epochs + 1))
