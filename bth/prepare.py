@@ -21,6 +21,7 @@ from bth.settings import BTHSettings
 from bth.similarity import BLOCK, TagRows, similarity_blocks, write_similarity
 from cluster import kmeans, nearest
 from data import FeatureStore, generator
+from engine import ranks
 from engine.checkpoint import load_weights
 from engine.device import check_stop, environment, open_device
 from engine.feed import count_training_videos, encode
@@ -32,6 +33,7 @@ MAX_UPDATES = 16  # rounds of k-means
 SPARE = 3  # anchors looked at beyond the nearest k, for what float32 rounds away
 
 
+@ranks.on_first
 def write_latents(
     settings: BTHSettings, store: FeatureStore, checkpoint: Path, say: Callable[[str], None]
 ) -> None:
@@ -57,6 +59,7 @@ def write_latents(
     make(path, depends_on, write, say)
 
 
+@ranks.on_first
 def train_model(settings: BTHSettings, run: Run, mask_only: Path | None = None) -> None:
     """Steps 2 to 4: ``anchors.h5``, ``train_assit.h5`` and ``sim_matrix.h5``.
 

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from data import open_store
+from engine import ranks
 from engine.settings import Settings, fields
 from formats.files import BadInput, expand
 from formats.weights import checked_weight, read_checkpoint
@@ -37,6 +38,7 @@ class Weights:
     differs: list[str]  # in what this is not the run's own
 
 
+@ranks.on_first
 def find_weights(
     settings: Settings,
     stages: tuple[str, ...],

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from data import FeatureStore, open_store
+from engine import ranks
 from engine.checkpoint import find_weights, load_weights
 from engine.device import check_stop, environment, open_device
 from engine.feed import encode
@@ -58,6 +59,7 @@ def check_splits(settings: Settings) -> None:
                 check_stop()
 
 
+@ranks.on_first
 def run_test(
     system: System, settings: Settings, run: Run, weights: Mapping[str, Path | None] | None = None
 ) -> dict[int, float]:

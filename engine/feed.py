@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from data import FeatureStore, open_store
+from engine import ranks
 from engine.device import check_stop
 from engine.settings import Settings
 from formats.dataset import DatasetConfig
@@ -26,6 +27,7 @@ def open_training_set(settings: Settings, device: torch.device) -> FeatureStore:
     """The training videos; a packed file that stays on disk is unpacked once, beside the checkpoints."""
     config = settings.config
     scratch = expand(settings.result_weight_dir) / "unpacked"
+    ranks.wait()  # all look for free memory before one of them takes some
     return open_store(config, config.train, settings.memory, device, scratch)
 
 

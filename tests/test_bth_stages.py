@@ -222,7 +222,7 @@ class TestTraining:
         rates = []
 
         def spy(x, dropout):
-            rates.append(dropout)
+            rates.append(dropout.probability)
             return drop(x, dropout)
 
         monkeypatch.setattr("bth.model.drop", spy)
