@@ -205,7 +205,7 @@ class TestTraining:
         masked = BTH.masked
 
         def spy(net, *batch):
-            seen.append(batch)
+            seen.append(batch[:3])
             return masked(net, *batch)
 
         monkeypatch.setattr(BTH, "masked", spy)
