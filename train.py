@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 import model
-from cluster import kmeans
+from cluster import kmeans, plusplus
 from data import draw_views
+from engine import ranks
 from engine.checkpoint import find_weights, load_moments, load_weights
 from engine.device import environment, open_device
 from engine.feed import count_training_videos, encode, open_training_set
@@ -65,9 +66,10 @@ def train_model(settings: WSCHSettings, run: Run, pretrained: Path | None = None
 
         codes = encode(store, codes_of, device, settings, "codes of both views", torch.int8)  # (N, 2, b)
         codes = codes.transpose(0, 1).flatten(0, 1).to(device)  # (2N, b), view 1 first
-        start = net.centers if epoch else None
         seed = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        result = kmeans(codes, cfg.n_clusters, init=start, generator=seed)
+        start = net.centers if epoch else plusplus(codes, cfg.n_clusters, seed)
+        own = codes[ranks.share(len(codes))]
+        result = kmeans(own, cfg.n_clusters, init=start, total=ranks.total, gather=ranks.gather)
         net.centers.copy_(result.centers.sign())
         return {"inertia": result.inertia, "rounds": result.n_iter}
 

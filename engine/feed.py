@@ -31,6 +31,11 @@ def open_training_set(settings: Settings, device: torch.device) -> FeatureStore:
     return open_store(config, config.train, settings.memory, device, scratch)
 
 
+def memory_of_parts(settings: Settings) -> str:
+    """Where to read videos from of which every rank reads a part: in memory, each would have them all."""
+    return settings.memory if ranks.n_ranks() == 1 else "disk"
+
+
 def count_training_videos(config: DatasetConfig) -> int:
     """How many there are, their files opened but not read."""
     return len(open_store(config, config.train, "disk", "cpu"))
@@ -108,6 +113,9 @@ def encode_blocks(
 ) -> Iterator[Tensor]:
     """Apply a function to all videos in file order, in large batches, without gradient.
 
+    Ranks take the batches in turn and exchange what they found: all of them yield all, and whole batches are
+    the same, to the bit, for any number of ranks.
+
     Args:
         store: the videos.
         function: from frames (B, L, D) on the device and their rows to a tensor whose rows are the videos.
@@ -125,13 +133,16 @@ def encode_blocks(
     size = block_size(device, settings)
     slices = [slice(start, min(start + size, len(store))) for start in range(0, len(store), size)]
     slices = slices[first // size :]
+    n = ranks.n_ranks()
+    turns = [slices[start : start + n] for start in range(0, len(slices), n)]
+    own = [turn[min(ranks.rank(), len(turn) - 1)] for turn in turns]  # none left: the last one again
     workers = 0 if store.is_at_hand(device) else settings.num_workers
 
     def fetch(rows: slice) -> Batch:
         return (store.read(np.arange(rows.start, rows.stop)),)
 
-    batches = progress(read_ahead(fetch, slices, workers, device), description, total=len(slices))
-    for rows, (frames,) in zip(slices, batches, strict=True):
+    batches = progress(read_ahead(fetch, own, workers, device), description, total=len(turns))
+    for turn, rows, (frames,) in zip(turns, own, batches, strict=True):
         with torch.no_grad():
             part = function(to_device(frames, device), rows)
         finite = part.isfinite().reshape(len(part), -1).all(1)
@@ -139,8 +150,14 @@ def encode_blocks(
             video = store.name_of(rows.start + int(finite.int().argmin()))
             reason = "features or weights too large for float32?"
             raise BadInput(f"{video}: not finite: {description} ({reason})")
-        yield part.cpu()
+        yield from ranks.rows_of_each(part.cpu(), [each.stop - each.start for each in turn])
         check_stop()
+    know_padding(store)
+
+
+def know_padding(store: FeatureStore) -> None:
+    """Let every rank know of the all-zero frames that any has read."""
+    store.padded = ranks.total(torch.from_numpy(store.padded).int()).numpy() > 0
 
 
 def block_size(device: torch.device, settings: Settings) -> int:

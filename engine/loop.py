@@ -19,7 +19,7 @@ from engine import ranks
 from engine.checkpoint import load_moments
 from engine.device import STOP, Interrupted
 from engine.evaluation import open_splits, watch
-from engine.feed import Fetch, read_ahead, to_device
+from engine.feed import Fetch, know_padding, read_ahead, to_device
 from engine.ranks import GradientSum, Part
 from engine.runs import Run
 from engine.settings import differences
@@ -147,7 +147,7 @@ class Loop:
             self.evaluate(epoch)
         if epoch == 0:
             store = self.stage.store
-            store.padded = ranks.total(torch.from_numpy(store.padded).int()).numpy() > 0
+            know_padding(store)
             if store.padding:
                 self.log.say(store.padding)
         self.losses, self.resumed_at, self.position = {}, time.monotonic(), (epoch + 1, 0, 0)

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -154,6 +154,23 @@ def share(n_rows: int, of: int | None = None) -> slice:
     return slice(n_rows * number // n_ranks(), n_rows * (number + 1) // n_ranks())
 
 
+def rows_of_each(own: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """The rows of every rank, without gradient; the same on all.
+
+    Args:
+        own: rows, (own rows, ...).
+        sizes: how many rows of each rank count, in order; of ranks beyond its end none does.
+    """
+    if n_ranks() == 1:
+        return [own]
+    padded = own.new_zeros(max(sizes), *own.shape[1:])
+    padded[: len(own)] = own
+    found = [torch.empty_like(padded) for _ in range(n_ranks())]
+    with _exchange():
+        dist.all_gather(found, padded)
+    return [rows[:size] for rows, size in zip(found, sizes, strict=False)]
+
+
 def gather(own: Tensor, n_rows: int) -> Tensor:
     """The rows of all ranks in order, without gradient: (own rows, ...) -> (n_rows, ...).
 
@@ -161,16 +178,18 @@ def gather(own: Tensor, n_rows: int) -> Tensor:
         own: the rows ``share(n_rows)``.
         n_rows: of all ranks.
     """
-    if n_ranks() == 1:
-        return own
     shares = [share(n_rows, number) for number in range(n_ranks())]
-    sizes = [each.stop - each.start for each in shares]
-    padded = own.new_zeros(max(sizes), *own.shape[1:])
-    padded[: len(own)] = own
-    found = [torch.empty_like(padded) for _ in sizes]
+    return torch.cat(rows_of_each(own, [each.stop - each.start for each in shares]))
+
+
+def collect(own: Any) -> list:
+    """A small object of every rank, in order (pickled)."""
+    if n_ranks() == 1:
+        return [own]
+    found = [None] * n_ranks()
     with _exchange():
-        dist.all_gather(found, padded)
-    return torch.cat([rows[:size] for rows, size in zip(found, sizes, strict=True)])
+        dist.all_gather_object(found, own)
+    return found
 
 
 @dataclass(frozen=True)
