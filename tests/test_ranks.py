@@ -285,3 +285,46 @@ def test_an_error_of_one_rank_alone_is_said_once(torchrun, dataset, tmp_path):
     assert status != 0
     (line,) = ours(err)
     assert line.endswith(f"train.h5: video {N_TRAIN - 1}, frame 2: not finite")
+
+
+TOOLS = """
+import sys
+from engine import ranks
+from engine.launch import launch
+from pipeline import train_model
+from run import settings
+
+stages = [["test"], ["bth.test"], ["tools.encode"]]
+stages += [["tools.baseline", "--method", method] for method in ("mean", "lsh", "itq")]
+with ranks.joined():
+    for stage in stages:
+        options = ["--stage", *stage, "--batch_size", "40", "--device", "cpu"]
+        assert launch(train_model, settings, ["--data_set_config", sys.argv[1], *options]) == 0
+"""
+
+
+def test_tests_and_tools_leave_the_same_bytes(start, dataset, tmp_path):
+    """Batches of 40, 40 and 24 videos, and one of 6."""
+    assert start("--stage", "pretrain")[0] == 0
+    assert start("--stage", "bth.pretrain")[0] == 0
+    (tmp_path / "script.py").write_text(TOOLS)
+    found = {}
+    for n in (1, 2, 3):
+        folder = tmp_path / str(n)
+        shutil.copytree(tmp_path / "work", folder)
+        status, out, err = ended(started(n, tmp_path / "script.py", dataset.path, cwd=folder))
+        assert status == 0, err
+        results = [json_lines(folder / f"log/{number}.jsonl")[-2] for number in (3, 4, 6, 7, 8)]
+        for result in results:
+            for key in ("time", "launch"):
+                del result[key]
+        files = [*sorted((folder / "result").glob("*.h5")), *sorted((folder / "code").iterdir())]
+        assert len(files) == 10
+        found[n] = results, {path.name: path.read_bytes() for path in files}, shown(out)
+    assert found[2] == found[1]
+    assert found[3] == found[1]
+
+
+def shown(out):
+    """What a run told the terminal of itself, but for the line that names the ranks."""
+    return [line for line in out.splitlines() if " on " not in line]
