@@ -91,7 +91,7 @@ def json_lines(path: Path) -> list[dict]:
 
 
 def together(n, work):
-    """Call ``work(number, collect)`` in n threads that stand for processes; ``collect`` gives what each has."""
+    """Call ``work(number, collect)`` in n threads that stand for processes; ``collect`` gathers objects."""
     barrier, table = Barrier(n, timeout=20), [None] * n
 
     def process(number):
