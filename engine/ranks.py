@@ -68,6 +68,7 @@ def joined() -> Iterator[None]:
             with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
                 yield
     dist.destroy_process_group()
+    _store.cache_clear()
 
 
 @functools.cache
