@@ -447,3 +447,13 @@ def test_centers_are_compared_with_all_points():
     assert len(divided(torch.eye(4), (2, 2), 3, init=torch.eye(4)[:3])) == 2
     with pytest.raises(ValueError, match="5 of .4, 4."):
         divided(torch.eye(4), (2, 2), 5, init=torch.ones(5, 4))
+
+
+def test_divided_points_stop_at_the_variance_of_all():
+    x = codes(600, 16, prototypes=9)
+    parts = x.split([1, 0, 599])
+    found = together(
+        3, lambda number, collect: cluster._variance(parts[number], x[0], 600, lambda own: sum(collect(own)))
+    )
+    assert found == [cluster._variance(x, x[0], 600, cluster.unchanged)] * 3
+    assert found[0] == pytest.approx(float(x.var(0, correction=0).mean()), rel=1e-6)
