@@ -21,6 +21,7 @@ from torch import Tensor, nn
 TIMEOUT = timedelta(minutes=30)  # of a wait for other ranks: the longest that rank 0 works alone is shorter
 BUCKET_BYTES = 8 << 20  # gradients that are summed at a time, while the backward pass goes on
 
+_says = True  # whether this process says why the run ends: it is the first to end
 _alone = False  # whether rank 0 is at work while the others wait for it
 
 
@@ -45,14 +46,12 @@ def local_rank() -> int:
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Meet the other ranks; on the terminal, rank 0 speaks for all.
-
-    After an error the connections stay open until the process ends: only then do the others notice, and
-    ``say_once`` has been heard.
+    """Meet the other ranks, and part from them; meanwhile rank 0 alone speaks on the terminal.
 
     Raises:
         RankLost: the others do not come.
     """
+    global _says
     if n_ranks() == 1 or dist.is_initialized():
         yield
         return
@@ -61,14 +60,19 @@ def joined() -> Iterator[None]:
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     with _exchange():
         dist.init_process_group(backend, store=_store(), rank=rank(), world_size=n_ranks(), timeout=TIMEOUT)
-    if rank() == 0:
-        yield
-    else:
-        with open(os.devnull, "w") as nowhere:
-            with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-                yield
-    dist.destroy_process_group()
-    _store.cache_clear()
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.ExitStack() as silence:
+            if rank():
+                silence.enter_context(contextlib.redirect_stdout(nowhere))
+                silence.enter_context(contextlib.redirect_stderr(nowhere))
+            yield
+    except BaseException:
+        with contextlib.suppress(RuntimeError):  # the store went down with the rank that kept it
+            _says = _store().add("ended", 1) == 1  # before the others notice that this one has gone
+        raise
+    finally:
+        dist.destroy_process_group()
+        _store.cache_clear()
 
 
 @functools.cache
@@ -89,11 +93,7 @@ def _exchange() -> Iterator[None]:
 
 def say_once(text: str) -> None:
     """Say why the run ends, unless another rank has said so: what follows from its end is no news."""
-    first = True
-    if n_ranks() > 1:
-        with contextlib.suppress(RuntimeError):  # the store went down with the rank that kept it
-            first = _store().add("said", 1) == 1
-    if first:
+    if _says:
         print(text, file=sys.stderr)
 
 
