@@ -26,7 +26,6 @@ from bench.store import make
 from engine import ranks
 from engine.launch import launch
 from pipeline import train_model
-from run import settings
 
 STAGES = {"pretrain": 1, "train": 2}  # and how many passes with a step for every batch an epoch has
 EPOCHS = 2
@@ -48,7 +47,7 @@ def rank(config: str) -> None:
     dist.all_reduce, dist.all_gather = reduce, gather
     with ranks.joined():
         for stage in STAGES:
-            status = launch(train_model, settings, ["--data_set_config", config, "--stage", stage])
+            status = launch(train_model, {}, ["--data_set_config", config, "--stage", stage])
             if status:
                 sys.exit(status)
     Path(f"rank{ranks.rank()}.json").write_text(json.dumps({"peak": peak(), **handed}))

@@ -99,8 +99,7 @@ def encode(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """What a function gives for all videos, (N, ...) on the CPU; the rest as in ``encode_blocks``."""
-    blocks = encode_blocks(store, function, device, settings, description)
-    return torch.cat([block.to(dtype) for block in blocks])
+    return torch.cat(list(encode_blocks(store, function, device, settings, description, dtype=dtype)))
 
 
 def encode_blocks(
@@ -110,6 +109,7 @@ def encode_blocks(
     settings: Settings,
     description: str,
     first: int = 0,
+    dtype: torch.dtype | None = None,
 ) -> Iterator[Tensor]:
     """Apply a function to all videos in file order, in large batches, without gradient.
 
@@ -123,6 +123,7 @@ def encode_blocks(
         settings: of the run.
         description: of what is computed, for the progress bar and errors.
         first: video to begin with, a multiple of ``block_size``: the batches are then the same as from 0.
+        dtype: of what is yielded; None: as the function gives it.
 
     Yields:
         The rows of a batch on the CPU, (B, ...).
@@ -150,7 +151,7 @@ def encode_blocks(
             video = store.name_of(rows.start + int(finite.int().argmin()))
             reason = "features or weights too large for float32?"
             raise BadInput(f"{video}: not finite: {description} ({reason})")
-        yield from ranks.rows_of_each(part.cpu(), [each.stop - each.start for each in turn])
+        yield from ranks.rows_of_each(part.cpu().to(dtype), [each.stop - each.start for each in turn])
         check_stop()
     know_padding(store)
 

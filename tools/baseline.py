@@ -112,7 +112,7 @@ def train_model(settings: BaselineSettings, run: Run) -> dict[int, float]:
         result = Result(evaluate_mean(splits, settings, device))
     else:
         net = fit(store, settings, device, run)
-        net = ranks.on_first(lambda: net)()  # the same projections, should processors differ
+        net = ranks.on_first(net.cpu)().to(device)  # the same projections, should processors differ
         result = evaluate_network(net, splits, settings, name)
     origin = f"{METHODS[name]}, seed {settings.seed}"
     return report(SYSTEM.name, run, splits, {name: result}, origin, method=name, seed=settings.seed)

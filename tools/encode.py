@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from data import FeatureStore, open_store
@@ -133,7 +134,9 @@ def encode_into(out: Path, source: Source, net: nn.Module, settings: EncodeSetti
     if done is None:
         run.say(f"{out}: there already")
         return
-    encoded = encode_blocks(store, lambda frames, _: net.hash(frames), device, settings, "codes", done)
+    encoded = encode_blocks(
+        store, lambda frames, _: net.hash(frames), device, settings, "codes", done, torch.int8
+    )
     write_part(part, encoded, done, kind.itemsize)
     run.say(ranks.on_first(finish)(out, part, said, source, bits))
 
