@@ -5,10 +5,13 @@ Lloyd's rounds from a given start or from greedy k-means++ (spec section 7, step
 Axes: N points, d their width (b bits for codes), n_clusters centers, m of them moved.
 Points go in blocks, so no array of N x n_clusters exists. Distances are ranked by |c|^2 / 2 - x·c, the
 score: the point's own norm is the same for every center.
+
+Points may be divided among processes. Each then has its own, in order; sums and counts are those of all, and
+as sums of codes are whole numbers, centers, labels and rounds are those of one process.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,9 +31,14 @@ class KMeans:
     """Result of `kmeans`."""
 
     centers: Tensor  # (n_clusters, d) float32; fewer rows if empty clusters were dropped
-    labels: Tensor  # (N,) int64, the nearest center of each point
-    inertia: float  # sum of squared distances to it
+    labels: Tensor  # (N,) int64, the nearest center of each point of this process
+    inertia: float  # sum of the squared distances of all points to it
     n_iter: int  # rounds: assignments, but for the final one that a stop may ask for
+
+
+def unchanged(own: Tensor, *_: int) -> Tensor:
+    """The sum over all processes, and the rows of all, where there is one."""
+    return own
 
 
 def kmeans(
@@ -40,6 +48,8 @@ def kmeans(
     generator: torch.Generator | None = None,
     max_iter: int = 300,
     empty: Literal["restart", "drop"] = "restart",
+    total: Callable[[Tensor], Tensor] = unchanged,
+    gather: Callable[[Tensor, int], Tensor] = unchanged,
 ) -> KMeans:
     """Lloyd's k-means (spec section 7, step 1).
 
@@ -56,10 +66,13 @@ def kmeans(
     Args:
         x: points, (N, d), float or integer (codes in {-1, 0, +1}), on any device.
         n_clusters: the number of centers.
-        init: first centers, (n_clusters, d); None seeds them with greedy k-means++.
+        init: first centers, (n_clusters, d); None seeds them with greedy k-means++, if all points are here.
         generator: CPU generator for the seeding's draws; None is one of a fixed seed.
         max_iter: the most rounds, at least 1.
         empty: what becomes of empty clusters.
+        total: the sum of a tensor over all processes that have points, each its own `x`; all need the same
+            `init`, and go the same rounds.
+        gather: from as many rows of each of them, and the number of all, these in the order of their points.
 
     Returns:
         Centers (means: whoever wants codes takes the sign), labels, inertia to the final centers, rounds.
@@ -68,7 +81,9 @@ def kmeans(
         ValueError: more centers than points, or none; `init` of another shape; points or `init` not finite;
             max_iter below 1; another `empty`.
     """
-    x = _points(x, "points", n_clusters)
+    x = _points(x, "points")
+    n_points = int(total(torch.tensor(len(x))))
+    _check_number(n_clusters, n_points, x)
     if init is not None and tuple(init.shape) != (n_clusters, x.shape[1]):
         raise ValueError(f"init: expected shape {(n_clusters, x.shape[1])}, found {tuple(init.shape)}")
     if max_iter < 1:
@@ -76,9 +91,9 @@ def kmeans(
     if empty not in ("restart", "drop"):
         raise ValueError(f'empty must be "restart" or "drop", found {empty!r}')
     centers = plusplus(x, n_clusters, generator) if init is None else _points(init, "init").to(x)
-    tolerance = TOLERANCE * float(x.var(0, correction=0).mean()) if empty == "restart" else -1.0
+    tolerance = TOLERANCE * _variance(x, centers[0], n_points, total) if empty == "restart" else -1.0
 
-    lloyd = _Lloyd(x, n_clusters)
+    lloyd = _Lloyd(x, n_clusters, total, gather)
     for n_iter in progress(range(1, max_iter + 1), "k-means", unit="round"):
         changed = lloyd.assign(centers)
         if not changed:
@@ -88,7 +103,8 @@ def kmeans(
         means = lloyd.means()
         shift = float((means - centers).square().sum())
         centers = means
-        if shift <= tolerance or n_iter == max_iter:
+        # Processes on unlike processors may round the shift differently, and must stop together.
+        if n_iter == max_iter or total(torch.tensor(shift <= tolerance).int()) > 0:
             lloyd.assign(centers)
             break
     if empty == "drop":
@@ -146,7 +162,8 @@ def plusplus(x: Tensor, n_clusters: int, generator: torch.Generator | None = Non
     Raises:
         ValueError: more centers than points, or none; points that are not finite.
     """
-    x = _points(x, "points", n_clusters)
+    x = _points(x, "points")
+    _check_number(n_clusters, len(x), x)
     if generator is None:
         generator = torch.Generator().manual_seed(SEED)
     trials = 2 + int(math.log(n_clusters))
@@ -169,22 +186,23 @@ def plusplus(x: Tensor, n_clusters: int, generator: torch.Generator | None = Non
 
 
 class _Lloyd:
-    """Points, their assignment to the current centers, and its sums.
+    """Points of this process, their assignment to the current centers, and its sums.
 
     Late rounds move few centers. A point whose own center stayed is then compared with the moved ones only,
     which gives the same assignment as comparing it with all.
     """
 
-    def __init__(self, x: Tensor, n_clusters: int):
-        self.x = x
+    def __init__(self, x: Tensor, n_clusters: int, total: Callable = unchanged, gather: Callable = unchanged):
+        self.x, self.total, self.gather = x, total, gather
         self.labels = torch.full((len(x),), -1, device=x.device)  # (N,)
         self.score = x.new_empty(len(x))  # (N,) of the own center
         self.centers = x.new_full((n_clusters, x.shape[1]), torch.nan)
         self.sums = torch.zeros(n_clusters, x.shape[1], dtype=_precise(x), device=x.device)
         self.counts = torch.zeros(n_clusters, dtype=torch.int64, device=x.device)
+        self.all_counts = self.counts  # those of all processes
 
     def assign(self, centers: Tensor) -> bool:
-        """Assign every point to its nearest center; True if any assignment changed."""
+        """Assign every point to its nearest center; True if any assignment changed, in any process."""
         before = self.labels.clone()
         moved = (centers != self.centers).any(1)  # (n_clusters,)
         self.centers = centers
@@ -204,7 +222,9 @@ class _Lloyd:
         changed = (self.labels != before).nonzero()[:, 0]
         self._count(changed, before[changed], -1)
         self._count(changed, self.labels[changed], 1)
-        return len(changed) > 0
+        *_, n_changed = numbers = self.total(torch.cat((self.counts, self.counts.new_tensor([len(changed)]))))
+        self.all_counts = numbers[:-1]
+        return bool(n_changed > 0)
 
     def _search(self, points: Tensor | slice) -> None:
         """Compare these points with all centers."""
@@ -222,30 +242,44 @@ class _Lloyd:
 
     def means(self) -> Tensor:
         """Means of the clusters; an empty one takes the farthest point whose cluster can spare it."""
-        sums, counts = self.sums, self.counts
+        sums, counts = self.total(self.sums), self.all_counts
         empty = (counts == 0).nonzero()[:, 0].tolist()
         if empty:
             sums, counts = sums.clone(), counts.clone()
-            farthest = iter(self.squared_distance().sort(descending=True, stable=True).indices.tolist())
+            farthest = iter(self.farthest())
             for cluster in empty:
-                point = next(p for p in farthest if counts[self.labels[p]] > 1)
-                old = self.labels[point]
-                sums[old] -= self.x[point]
+                old, point = next((label, p) for label, p in farthest if counts[label] > 1)
+                sums[old] -= point
                 counts[old] -= 1
-                sums[cluster] = self.x[point].to(sums)
+                sums[cluster] = point
                 counts[cluster] = 1
         return (sums / counts[:, None]).to(self.x.dtype)
 
+    def farthest(self) -> list[tuple[int, Tensor]]:
+        """Cluster and place of points of all processes, the farthest from its center first.
+
+        Of each process as many as there are clusters: so there is one for every empty cluster even if each of
+        the others has a last point that it cannot spare.
+        """
+        n_clusters, squared = len(self.counts), self.squared_distance()
+        far = squared.sort(descending=True, stable=True).indices[:n_clusters]
+        rows = self.sums.new_full((n_clusters, 2 + self.x.shape[1]), -1)  # distance, cluster, place
+        rows[: len(far)] = torch.cat((squared[far, None], self.labels[far, None], self.x[far]), 1).to(rows)
+        rows = self.gather(rows, int(self.total(torch.tensor(n_clusters))))
+        rows = rows[rows[:, 0].sort(descending=True, stable=True).indices]
+        return list(zip(rows[:, 1].long().tolist(), rows[:, 2:], strict=True))
+
     def drop_empty(self) -> Tensor:
         """Renumber without the empty clusters; returns the centers left."""
-        kept = self.counts > 0
+        kept = self.all_counts > 0
         self.labels = (kept.cumsum(0) - 1)[self.labels]
-        self.centers, self.sums, self.counts = self.centers[kept], self.sums[kept], self.counts[kept]
+        self.centers, self.sums = self.centers[kept], self.sums[kept]
+        self.counts, self.all_counts = self.counts[kept], self.all_counts[kept]
         return self.centers
 
     def inertia(self) -> float:
         """Sum of squared distances to the centers."""
-        return float(self.squared_distance().sum(dtype=_precise(self.x)))
+        return float(self.total(self.squared_distance().sum(dtype=_precise(self.x))))
 
     def squared_distance(self) -> Tensor:
         """Of every point from its center, (N,)."""
@@ -257,21 +291,33 @@ class _Lloyd:
         )
 
 
-def _points(x: Tensor, name: str, n_clusters: int | None = None) -> Tensor:
-    """Check points (N, d) and, if given, that there are `n_clusters` of them; return them as float32."""
+def _points(x: Tensor, name: str) -> Tensor:
+    """Check points (N, d); return them as float32."""
     x = torch.as_tensor(x).float()
     if x.ndim != 2:
         raise ValueError(f"{name}: expected (number, width), found {tuple(x.shape)}")
-    if n_clusters is not None and not 1 <= n_clusters <= len(x):
-        raise ValueError(
-            f"n_clusters must lie between 1 and the number of points: {n_clusters} of {tuple(x.shape)}"
-        )
     broken = (~torch.linalg.vector_norm(x, dim=1).isfinite()).nonzero()
     if len(broken):  # a distance to NaN is NaN, and NaN is lowest
         raise ValueError(
             f"{name}: row {int(broken[0])} is not finite, or its squared length is not in float32"
         )
     return x
+
+
+def _check_number(n_clusters: int, n_points: int, x: Tensor) -> None:
+    """Compare the number of centers with that of points."""
+    if not 1 <= n_clusters <= n_points:
+        shape = (n_points, x.shape[1])
+        raise ValueError(f"n_clusters must lie between 1 and the number of points: {n_clusters} of {shape}")
+
+
+def _variance(x: Tensor, origin: Tensor, n_points: int, total: Callable[[Tensor], Tensor]) -> float:
+    """The mean variance of a dimension of all processes' points; of codes, the sums are exact."""
+    sums = torch.zeros(2, x.shape[1], dtype=_precise(x), device=x.device)
+    for part in (x[start : start + BLOCK] - origin for start in range(0, len(x), BLOCK)):
+        sums += torch.stack((part.sum(0, dtype=sums.dtype), part.square().sum(0, dtype=sums.dtype)))
+    mean, mean_square = total(sums) / n_points
+    return float((mean_square - mean.square()).mean())
 
 
 def _score_blocks(x: Tensor, centers: Tensor, block: int) -> Iterator[tuple[slice, Tensor]]:

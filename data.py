@@ -3,6 +3,7 @@
 Axes: N videos, L frames, D feature width. A mask is boolean and True means hidden.
 """
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from formats.dataset import DatasetConfig, Split
-from formats.files import BadInput, progress, write_whole
+from formats.files import BadInput, locked_folder, progress, write_whole
 from formats.hdf5 import find_array, reading
 from formats.recipe import other_recipe, read_recipe
 
@@ -145,23 +146,24 @@ class FeatureFile:
         named = str(source) if self.key == "feats" else f"{source}/{self.key}"
         own = f"{source.stem}-{zlib.crc32(named.encode()):08x}"
         copy = folder / f"{own}-{status.st_size:x}-{status.st_mtime_ns:x}.h5"
-        if not copy.exists():
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise BadInput(f"{folder}: cannot be written to: {error.strerror}") from None
-            for outdated in folder.glob(f"{own}-*.h5"):
-                outdated.unlink(missing_ok=True)
-            needed, free = self.nbytes, shutil.disk_usage(folder).free
-            if needed > 0.98 * free:
-                raise BadInput(
-                    f"{self.path}: its unpacked copy needs {needed / 1e9:.1f} GB in {folder}, where "
-                    f"{free / 1e9:.1f} GB are free; make room, or set 'memory' to ram"
-                )
-            write_whole(copy, self.unpack)
+        with contextlib.nullcontext() if copy.exists() else locked_folder(folder):
+            if not copy.exists():  # nor has another process made it while its lock was waited for
+                self.make_copy(copy, f"{own}-*.h5")
         file = FeatureFile(copy, *self.shape[1:])
         file.path = self.path  # errors name the user's file
         return file
+
+    def make_copy(self, copy: Path, outdated: str) -> None:
+        """Write the unpacked copy in place of older ones, which match the pattern ``outdated``."""
+        for older in copy.parent.glob(outdated):
+            older.unlink(missing_ok=True)
+        needed, free = self.nbytes, shutil.disk_usage(copy.parent).free
+        if needed > 0.98 * free:
+            raise BadInput(
+                f"{self.path}: its unpacked copy needs {needed / 1e9:.1f} GB in {copy.parent}, where "
+                f"{free / 1e9:.1f} GB are free; make room, or set 'memory' to ram"
+            )
+        write_whole(copy, self.unpack)
 
     def unpack(self, path: Path) -> None:
         """Write the features, contiguous and uncompressed, to a file."""
@@ -189,7 +191,7 @@ class FeatureStore:
         n_frames: L that every file must have; None: that of the first.
         width: D that every file must have.
         memory: ``ram`` loads the set, ``disk`` reads what is asked for, ``auto`` loads it when it fits
-            comfortably (half of the memory that is free).
+            comfortably (half of the memory that is free, divided among the ranks on the machine).
         device: where ``ram`` keeps the set when it fits there too.
         scratch: folder for unpacked copies of chunked files that stay on disk: for training, which reads in
             random order and would decompress a chunk again for every video. None: no copies.
@@ -231,7 +233,8 @@ class FeatureStore:
         self.nbytes = int(np.prod(self.shape)) * self.dtype.itemsize
         self.loaded: Tensor | None = None
         self.unpacked: list[Path] = []  # files read from an unpacked copy
-        if memory == "ram" or (memory == "auto" and self.nbytes < free_memory() / 2):
+        n_sets = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # every rank on this machine loads its own
+        if memory == "ram" or (memory == "auto" and n_sets * self.nbytes < free_memory() / 2):
             self.load(device)
         elif scratch is not None:
             self.unpacked = [file.path for file in self.files if not file.in_place]

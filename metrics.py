@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from tqdm import tqdm
 
 from formats.bits import as_tensor, check_codes
-from formats.hamming import ranked_blocks
+from formats.hamming import ranked_blocks, relevant_videos
 
 # ---------------------------------------------------------------------------------------------- hash codes
 
@@ -163,6 +163,8 @@ def evaluate(
     exclude_self: bool = False,
     whole: bool = True,
     progress: bool = False,
+    only: slice = slice(None),
+    collect: Callable[[tuple], list[tuple]] = lambda own: [own],
 ) -> Evaluation:
     """All retrieval metrics from one pass over the Hamming ranking (spec section 8).
 
@@ -180,6 +182,8 @@ def evaluate(
             counted for it. Else a query that is in the database finds itself, as in published practice.
         whole: also what needs more than the first K of a ranking: mAP over all of it, and by radius.
         progress: show a bar.
+        only: the queries that this process ranks, where several divide them.
+        collect: from what one of them found, what each did, in the order of their queries.
 
     Returns:
         Every metric at every K.
@@ -201,10 +205,11 @@ def evaluate(
     patterns = patterns.to(query.device, torch.float32)
 
     tally = Tally(n_queries, n_videos, ks, bits if whole else None)
-    marked = _relevant_videos(query_labels, database_labels) if whole else None
-    blocks = ranked_blocks(query, database, max(ks), exclude_self, marked)
+    marked = relevant_videos(query_labels, database_labels) if whole else None
+    blocks = ranked_blocks(query, database, max(ks), exclude_self, marked, only)
     quiet = None if progress else True  # None: quiet where the output is not a terminal
-    with tqdm(total=n_queries, desc="ranking", unit="query", delay=2, leave=False, disable=quiet) as bar:
+    n_own = len(range(n_queries)[only])
+    with tqdm(total=n_own, desc="ranking", unit="query", delay=2, leave=False, disable=quiet) as bar:
         for rows, ranking in blocks:
             table = query_labels[rows].to(query.device, torch.float32) @ patterns.T > 0  # (q, patterns)
             relevant = table.gather(1, pattern[ranking.index])  # (q, K)
@@ -219,6 +224,7 @@ def evaluate(
                 tally.add_whole(*ranking.counts.unbind(1))
                 tally.add_radii(ranking.counts)
             bar.update(len(table))
+    tally.merge(only, collect)
     return tally.means()
 
 
@@ -286,6 +292,13 @@ class Tally:
         precision, recall = relevant / every.clamp(min=1), relevant / relevant[:, -1:].clamp(min=1)
         self.ratios += torch.stack((precision, recall)).numpy().sum(1, dtype=np.longdouble)
         self.pairs += counts.sum(0)
+
+    def merge(self, only: slice, collect: Callable[[tuple], list[tuple]]) -> None:
+        """Take over the queries of the other processes; arguments as of `evaluate`."""
+        rows = [each[only] for each in (self.sums, self.tie_ap, self.found, self.total)]
+        *rows, whole, ratios, pairs = zip(*collect((*rows, self.whole, self.ratios, self.pairs)), strict=True)
+        self.sums, self.tie_ap, self.found, self.total = map(torch.cat, rows)
+        self.whole, self.ratios, self.pairs = sum(whole, []), sum(ratios), sum(pairs)
 
     def means(self) -> Evaluation:
         """Means over all queries."""
@@ -384,23 +397,6 @@ def _cuts(ks: Sequence[int], n: int) -> list[int]:
     if any(k not in range(1, n + 1) for k in ks):  # 5.7 is in no range, 5.0 is
         raise ValueError(f"K must be whole numbers between 1 and the database size {n}, found {ks}")
     return [int(k) for k in ks]
-
-
-def _relevant_videos(query: Tensor, database: Tensor) -> Callable[[int], np.ndarray]:
-    """From a query's number, the database videos that share a label with it; of multi-hot bool labels."""
-    query, database = query.cpu().numpy(), database.cpu().numpy()
-    members = [np.flatnonzero(column) for column in database.T]
-    n_classes, first = query.sum(1).tolist(), query.argmax(1).tolist()
-
-    def find(number: int) -> np.ndarray:
-        if n_classes[number] == 1:
-            return members[first[number]]
-        shares = np.zeros(len(database), bool)
-        for each in np.flatnonzero(query[number]):
-            shares[members[each]] = True
-        return np.flatnonzero(shares)
-
-    return find
 
 
 def _label_patterns(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,6 +16,7 @@ from data import FeatureStore, draw_views, generator, n_hidden_frames
 from engine.device import environment, open_device
 from engine.feed import Batch, Fetch, open_training_set
 from engine.loop import Pass, Stage, run_stage
+from engine.ranks import Part
 from engine.runs import Run
 from engine.settings import SystemSettings, cuts, not_negative, positive, ratio, setting, size
 from engine.systems import System
@@ -96,7 +97,7 @@ def train_model(settings: WSCHSettings, run: Run) -> Path:
     store = open_training_set(settings, device)
     net = fresh_network(settings, config.feature_size).to(device)
 
-    def loss(frames: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    def loss(_: Part, frames: Tensor, mask: Tensor) -> dict[str, Tensor]:
         return {"reconstruction": reconstruction_loss(net(frames, mask).reconstruction, frames, mask)}
 
     passes = [Pass("reconstruction", masked(store, settings.cfg.p1), loss)]

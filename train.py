@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 
 import model
-from cluster import kmeans
+from cluster import kmeans, plusplus
 from data import draw_views
+from engine import ranks
 from engine.checkpoint import find_weights, load_moments, load_weights
 from engine.device import environment, open_device
 from engine.feed import count_training_videos, encode, open_training_set
 from engine.loop import Pass, Stage, Step, run_stage
+from engine.ranks import Part
 from engine.runs import Run
 from formats.files import BadInput
 from metrics import sign
@@ -64,13 +66,14 @@ def train_model(settings: WSCHSettings, run: Run, pretrained: Path | None = None
 
         codes = encode(store, codes_of, device, settings, "codes of both views", torch.int8)  # (N, 2, b)
         codes = codes.transpose(0, 1).flatten(0, 1).to(device)  # (2N, b), view 1 first
-        start = net.centers if epoch else None
         seed = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        result = kmeans(codes, cfg.n_clusters, init=start, generator=seed)
+        start = net.centers if epoch else plusplus(codes, cfg.n_clusters, seed)
+        own = codes[ranks.share(len(codes))]
+        result = kmeans(own, cfg.n_clusters, init=start, total=ranks.total, gather=ranks.gather)
         net.centers.copy_(result.centers.sign())
         return {"inertia": result.inertia, "rounds": result.n_iter}
 
-    def guided(frames: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    def guided(_: Part, frames: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Step 2: reconstruction, and every video towards its nearest center."""
         out = net(frames, mask)
         pull = sum(cluster_loss(h, net.centers, cfg.clus_temperature) for h in out.embedding.chunk(2))
@@ -79,12 +82,13 @@ def train_model(settings: WSCHSettings, run: Run, pretrained: Path | None = None
             "cluster": cfg.a * pull,
         }
 
-    def contrastive(frames: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    def contrastive(part: Part, frames: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Step 3: reconstruction, and both views of a video towards each other."""
         out = net(frames, mask)
+        views = map(part.gather, out.embedding.chunk(2))  # a video's negatives are those of the whole batch
         return {
             "reconstruction": reconstruction_loss(out.reconstruction, frames, mask),
-            "contrastive": cfg.b * contrastive_loss(*out.embedding.chunk(2), cfg.temperature, cfg.tau_plus),
+            "contrastive": cfg.b * contrastive_loss(*views, cfg.temperature, cfg.tau_plus),
         }
 
     passes = [

@@ -91,12 +91,12 @@ def peak_memory(function: Callable[..., Any], *args: Any) -> float:
 
 
 def _report(sender: Any, function: Callable[..., Any], args: tuple) -> None:
-    start = _peak()
+    start = peak()
     result = function(*args)
-    sender.send((result, _peak() - start))
+    sender.send((result, peak() - start))
 
 
-def _peak() -> float:
+def peak() -> float:
     """Peak resident memory of this process in GB."""
     status = Path("/proc/self/status")
     if status.exists():  # getrusage would also count what the parent held at the fork

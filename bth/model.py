@@ -40,6 +40,14 @@ class Masked(NamedTuple):
     loss: Tensor  # the mask loss, a scalar
 
 
+class Dropout(NamedTuple):
+    """How ``drop`` drops entries of a batch, or of a part of one: it is drawn for the whole batch."""
+
+    probability: float = 0.0
+    rows: slice = slice(None)  # where the part stands in the batch
+    n_videos: int | None = None  # of the whole batch; None: it is no part
+
+
 class Norm(nn.Module):
     """``weight (x - mean) / (std + 1e-6) + bias`` over the last axis.
 
@@ -69,7 +77,7 @@ class Attention(nn.Module):
         self.value = Linear(width, width)
         self.output = Linear(width, width)
 
-    def forward(self, x: Tensor, dropout: float) -> Tensor:
+    def forward(self, x: Tensor, dropout: Dropout) -> Tensor:
         """Let every frame of ``x`` (B, L, H) look at all frames of its video."""
         layers = self.query, self.key, self.value
         weight, bias = (torch.cat([getattr(layer, leaf) for layer in layers]) for leaf in ("weight", "bias"))
@@ -86,7 +94,7 @@ class FeedForward(nn.Module):
         self.expand = Linear(width, 4 * width)
         self.contract = Linear(4 * width, width)
 
-    def forward(self, x: Tensor, dropout: float) -> Tensor:
+    def forward(self, x: Tensor, dropout: Dropout) -> Tensor:
         """Transform every frame of ``x`` (B, L, H) by itself."""
         x = F.gelu(self.expand(x), approximate="tanh")  # (B, L, 4H)
         return self.contract(drop(x, dropout))
@@ -133,13 +141,20 @@ class BTH(nn.Module):
         Returns:
             Codes (B, L, b), reconstruction (B, L, D) and hidden frames (B, L, H).
         """
-        hidden = self._encode(frames, DROPOUT if self.training else 0.0)  # (B, L, H)
+        hidden = self._encode(frames, Dropout(DROPOUT if self.training else 0.0))  # (B, L, H)
         codes = self._frame_codes(hidden)  # (B, L, b)
         with self._autocast(frames):
             reconstruction = self.restore(codes)
         return Output(codes, reconstruction.to(codes.dtype), hidden)
 
-    def masked(self, frames: Tensor, places: Tensor, replacement: Tensor) -> Masked:
+    def masked(
+        self,
+        frames: Tensor,
+        places: Tensor,
+        replacement: Tensor,
+        rows: slice = slice(None),
+        n_videos: int | None = None,
+    ) -> Masked:
         """What training needs of ``forward`` on disturbed videos, without a disturbed or a restored frame.
 
         Both ends are linear. A disturbed frame's embedding is put in the place of the clean one's. And with
@@ -150,6 +165,9 @@ class BTH(nn.Module):
             frames: clean frame features, (B, L, D).
             places: of the disturbed frames among the B L, (Z + R,): first those that become zeros.
             replacement: what the last R of them become, (R, D).
+            rows: where a part of a batch stands in it, for a dropout that does not depend on how a batch is
+                cut; of pairs, where among the first videos, and their partners likewise.
+            n_videos: of the whole batch, or pairs; None: these are all.
 
         Returns:
             Codes (B, L, b), hidden frames (B, L, H), and ``mask_loss`` against the clean frames.
@@ -162,7 +180,7 @@ class BTH(nn.Module):
             others = F.linear(replacement, self.embed.weight)  # (R, H)
         others = torch.cat([others.new_zeros(len(places) - len(others), others.shape[1]), others])
         embedded = embedded.index_copy(0, places, others).view(*frames.shape[:2], -1)  # (B, L, H)
-        hidden = self._transform(embedded, DROPOUT if self.training else 0.0)
+        hidden = self._transform(embedded, Dropout(DROPOUT if self.training else 0.0, rows, n_videos))
         codes = self._frame_codes(hidden)
         c = F.pad(codes.flatten(0, 1), (0, 1), value=1.0)  # c~, (B L, b + 1)
         with torch.autocast(frames.device.type, enabled=False):
@@ -181,7 +199,7 @@ class BTH(nn.Module):
         Returns:
             Codes in {-1, 0, +1} (zeros are ties, possible when L is even), (B, b).
         """
-        return sign(self._frame_codes(self._encode(frames, 0.0)).mean(1))  # (B, b)
+        return sign(self._frame_codes(self._encode(frames, Dropout())).mean(1))  # (B, b)
 
     @torch.no_grad()
     def latent(self, frames: Tensor) -> Tensor:
@@ -193,14 +211,14 @@ class BTH(nn.Module):
         Returns:
             Latent features, (B, H).
         """
-        return self._encode(frames, 0.0).mean(1)  # (B, H)
+        return self._encode(frames, Dropout()).mean(1)  # (B, H)
 
-    def _encode(self, frames: Tensor, dropout: float) -> Tensor:
+    def _encode(self, frames: Tensor, dropout: Dropout) -> Tensor:
         with self._autocast(frames):
             embedded = product(frames, self.embed.weight)  # (B, L, H), without the bias
         return self._transform(embedded, dropout)
 
-    def _transform(self, embedded: Tensor, dropout: float) -> Tensor:
+    def _transform(self, embedded: Tensor, dropout: Dropout) -> Tensor:
         position = position_encoding(*embedded.shape[1:], embedded.device)  # (L, H)
         with self._autocast(embedded):
             e = drop(embedded + (position + self.embed.bias), dropout)  # (B, L, H)
@@ -218,18 +236,31 @@ class BTH(nn.Module):
         return torch.autocast(x.device.type, torch.bfloat16, enabled=self.bfloat16)
 
 
-def drop(x: Tensor, dropout: float) -> Tensor:
-    """Zero each entry with probability ``dropout``, scale the others by 1 / (1 - dropout).
+def drop(x: Tensor, dropout: Dropout) -> Tensor:
+    """Zero each entry with probability ``p``, scale the others by 1 / (1 - p).
 
     On a CPU the probability is rounded to 16 bits, four of which come from one draw: a fifth of the time that
     ``F.dropout`` takes.
+
+    Args:
+        x: videos, or first videos of pairs and then their partners, (B, ...) or (2B, ...).
+        dropout: p, and which rows of a batch these are.
     """
-    if not dropout or x.device.type != "cpu":
-        return F.dropout(x, dropout) if dropout else x
-    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-    bits = bits[: x.numel()].view(x.shape)  # uniform in [-2^15, 2^15)
-    keep = torch.ge(bits, round(dropout * 2**16) - 2**15, out=torch.empty_like(x))
-    return x * keep.div_(1 - dropout)
+    p, rows, n_videos = dropout
+    if not p:
+        return x
+    n_rows = len(range(*rows.indices(n_videos))) if n_videos else len(x)
+    whole = (len(x) // n_rows, n_videos or n_rows, *x.shape[1:])  # (1 or 2, B of the whole batch, ...)
+    if x.device.type != "cpu" and whole[1] == n_rows:
+        return F.dropout(x, p)
+    if x.device.type != "cpu":
+        keep = F.dropout(x.new_ones(whole), p)[:, rows]
+    else:
+        n_draws = math.prod(whole)
+        bits = torch.empty(-(-n_draws // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        bits = bits[:n_draws].view(whole)[:, rows].reshape(x.shape)  # uniform in [-2^15, 2^15)
+        keep = torch.ge(bits, round(p * 2**16) - 2**15, out=torch.empty_like(x)).div_(1 - p)
+    return x * keep.reshape(x.shape)
 
 
 def position_encoding(length: int, width: int, device: torch.device | str = "cpu") -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bth.similarity import BLOCK, Similarity
+from engine import ranks
 from engine.device import check_stop
 from engine.feed import to_device
 from formats.files import progress
@@ -46,6 +47,13 @@ def draw_pairs(
     # Faithful: a video has tag 1 towards itself, so it may be its own partner (disturbed independently).
     similar = rng.random(len(videos)) < 0.5
     place = rng.random(len(videos))  # where among its candidates the partner stands, in [0, 1)
+    return _find_partners(similarity, videos, similar, place, block)
+
+
+@ranks.on_first  # the tags are read once, not by every rank
+def _find_partners(
+    similarity: Similarity, videos: np.ndarray, similar: np.ndarray, place: np.ndarray, block: int
+) -> tuple[np.ndarray, np.ndarray]:
     partner = np.empty(len(videos), np.int64)
     target = np.empty(len(videos), np.float32)
     order = np.argsort(videos, kind="stable")  # the file is read from front to back

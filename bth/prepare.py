@@ -16,11 +16,21 @@ import torch
 from torch import Tensor
 
 from bth import model
-from bth.prepared import FROM_LATENTS, MIN_ANCHORS, Prepared, features_stamp, make, network_stamp
+from bth.prepared import (
+    FROM_LATENTS,
+    MIN_ANCHORS,
+    Prepared,
+    features_stamp,
+    make,
+    network_stamp,
+    wanted,
+    write_stamped,
+)
 from bth.settings import BTHSettings
 from bth.similarity import BLOCK, TagRows, similarity_blocks, write_similarity
 from cluster import kmeans, nearest
 from data import FeatureStore, generator
+from engine import ranks
 from engine.checkpoint import load_weights
 from engine.device import check_stop, environment, open_device
 from engine.feed import count_training_videos, encode
@@ -35,7 +45,7 @@ SPARE = 3  # anchors looked at beyond the nearest k, for what float32 rounds awa
 def write_latents(
     settings: BTHSettings, store: FeatureStore, checkpoint: Path, say: Callable[[str], None]
 ) -> None:
-    """Step 1: ``latent_feats.h5``, the mean hidden frame of every training video.
+    """Step 1: ``latent_feats.h5``, the mean hidden frame of every training video, by all ranks.
 
     Args:
         settings: of the run.
@@ -48,17 +58,22 @@ def write_latents(
     def depends_on() -> str:
         return f"{network_stamp(settings, checkpoint)}, {features_stamp(settings, path)}"
 
+    stamp = ranks.on_first(wanted)(path, depends_on, say)
+    if stamp is None:
+        return
+    device = open_device(settings)
+    net = load_weights(checkpoint, settings, ("bth.pretrain",), model).net.to(device)
+    latents = encode(store, lambda frames, _: net.latent(frames), device, settings, "latent features")
+
     def write(file: h5py.File) -> None:
-        device = open_device(settings)
-        net = load_weights(checkpoint, settings, ("bth.pretrain",), model).net.to(device)
-        latents = encode(store, lambda frames, _: net.latent(frames), device, settings, "latent features")
         file["feats"] = latents.numpy()
 
-    make(path, depends_on, write, say)
+    ranks.on_first(write_stamped)(path, stamp, write, say)
 
 
+@ranks.on_first
 def train_model(settings: BTHSettings, run: Run, mask_only: Path | None = None) -> None:
-    """Steps 2 to 4: ``anchors.h5``, ``train_assit.h5`` and ``sim_matrix.h5``.
+    """Steps 2 to 4: ``anchors.h5``, ``train_assit.h5`` and ``sim_matrix.h5``; by rank 0, in seconds.
 
     Args:
         settings: of the run.

@@ -206,22 +206,35 @@ def make(
         write: fills the open file.
         say: tells the user which.
     """
+    if (stamp := wanted(path, depends_on, say)) is not None:
+        write_stamped(path, stamp, write, say)
+
+
+def wanted(path: Path, depends_on: Callable[[], str], say: Callable[[str], None]) -> str | None:
+    """What a prepared file is to be made from; None: there is one. The rest as in ``make``."""
     found = made_from(path) if path.exists() else ""
     if found is None:
         say(f"{path}: there already, taken as it is")
-        return
-    stamp = depends_on()
-    if found == stamp:
+        return None
+    if found == (stamp := depends_on()):
         say(f"{path}: up to date, kept")
-        return
+        return None
+    return stamp
 
-    def write_stamped(temporary: Path) -> None:
+
+def write_stamped(
+    path: Path, stamp: str, write: Callable[[h5py.File], None], say: Callable[[str], None]
+) -> None:
+    """Write a prepared file with what it was made from; the rest as in ``make``."""
+    anew = " anew, the one there was made from something else" if path.exists() else ""
+
+    def fill(temporary: Path) -> None:
         with h5py.File(temporary, "w") as file:
             write(file)
             write_texts(file, {MADE_FROM: stamp})
 
-    write_whole(path, write_stamped)
-    say(f"{path}: written" + (" anew, the one there was made from something else" if found else ""))
+    write_whole(path, fill)
+    say(f"{path}: written{anew}")
 
 
 def made_from(path: Path) -> str | None:

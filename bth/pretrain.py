@@ -13,6 +13,7 @@ from data import open_store
 from engine.device import environment, open_device
 from engine.feed import Batch, Fetch, open_training_set
 from engine.loop import Pass, Stage, run_stage
+from engine.ranks import Part
 from engine.runs import Run
 
 
@@ -41,8 +42,8 @@ def train_model(settings: BTHSettings, run: Run) -> Path:
 
         return fetch
 
-    def loss(frames: Tensor, places: Tensor, replacement: Tensor) -> dict[str, Tensor]:
-        return {"mask": net.masked(frames, places, replacement).loss}
+    def loss(part: Part, frames: Tensor, places: Tensor, replacement: Tensor) -> dict[str, Tensor]:
+        return {"mask": net.masked(frames, places, replacement, part.rows, part.n_videos).loss}
 
     run.start(store.place, **environment(device), videos=len(store))
     optimizer = torch.optim.Adam(net.parameters(), settings.lr, fused=True)

@@ -15,6 +15,7 @@ from engine.checkpoint import find_weights, load_weights
 from engine.device import environment, open_device
 from engine.feed import Batch, Fetch, open_training_set
 from engine.loop import Pass, Stage, run_stage
+from engine.ranks import Part
 from engine.runs import Run
 
 STARTS_FROM = ("bth.pretrain", "bth.train")
@@ -68,9 +69,10 @@ def train_model(settings: BTHSettings, run: Run, mask_only: Path | None = None) 
         return fetch
 
     def loss(
-        frames: Tensor, places: Tensor, replacement: Tensor, target: Tensor, nearest: Tensor
+        part: Part, frames: Tensor, places: Tensor, replacement: Tensor, target: Tensor, nearest: Tensor
     ) -> dict[str, Tensor]:
-        out = net.masked(frames, places, replacement)  # both videos of all pairs in one batch
+        # Both videos of all pairs in one batch.
+        out = net.masked(frames, places, replacement, part.rows, part.n_videos)
         codes, hidden = out.codes.chunk(2), out.hidden.chunk(2)
         pull = sum(cluster_loss(one, anchor) for one, anchor in zip(hidden, nearest, strict=True))
         return {

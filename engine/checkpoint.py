@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from data import open_store
+from engine import ranks
 from engine.settings import Settings, fields
 from formats.files import BadInput, expand
 from formats.recipe import Recipe
@@ -39,6 +40,7 @@ class Weights:
     recipe: Recipe | None  # of the features it was trained on; None: not known
 
 
+@ranks.on_first
 def find_weights(
     settings: Settings,
     stages: tuple[str, ...],

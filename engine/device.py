@@ -8,6 +8,7 @@ from types import FrameType
 
 import torch
 
+from engine import ranks
 from engine.settings import Settings
 from formats.files import BadInput
 from formats.processor import has_bfloat16
@@ -22,7 +23,11 @@ def open_device(settings: Settings) -> torch.device:
     device = find_device(settings.device)
     if device.type == "cpu" and settings.precision == "bfloat16" and not has_bfloat16():
         raise BadInput("'precision' is bfloat16, but this processor has no instructions for it; set float32")
+    if ranks.n_ranks() > 1 and device.type == "mps":
+        raise BadInput("'device' is mps, on which ranks exchange nothing; set cpu, or start one process")
     if device.type == "cuda":
+        if ranks.local_rank() >= (n_gpus := torch.cuda.device_count()):
+            raise BadInput(f"'device' is cuda, but this machine has {n_gpus} GPUs for more ranks than that")
         torch.backends.cuda.matmul.allow_tf32 = settings.tf32
     return device
 

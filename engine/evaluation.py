@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from data import FeatureStore, open_store
+from engine import ranks
 from engine.checkpoint import find_weights, load_weights
 from engine.device import check_stop, environment, open_device
-from engine.feed import encode
+from engine.feed import encode, memory_of_parts
 from engine.report import Codes, Result, Splits, report
 from engine.runs import Run
 from engine.settings import Settings
@@ -18,7 +19,7 @@ from formats.files import BadInput, check_folder, expand
 from formats.labels import load_labels
 from formats.recipe import Recipe, other_recipe
 from formats.weights import digest
-from metrics import evaluate, mean_average_precision
+from metrics import Evaluation, evaluate
 
 
 def open_splits(settings: Settings, memory: str | None = None) -> Splits:
@@ -28,7 +29,7 @@ def open_splits(settings: Settings, memory: str | None = None) -> Splits:
         BadInput: a file cannot be used, or the database is smaller than the largest K.
     """
     config = settings.config
-    memory = memory or settings.memory
+    memory = memory or memory_of_parts(settings)
     database = open_store(config, config.test, memory, "cpu")
     labels, notes = load_labels(config, config.test, database.n_videos)
     k, least = max(settings.ks), max(settings.ks) + settings.exclude_self
@@ -57,8 +58,9 @@ def check_splits(settings: Settings) -> None:
     check_recipes(training.recipe, "those to train on", splits)
     for store in (splits.database, splits.query):
         if not store.checked.all():
-            for rows in store.blocks("checking database and queries"):
-                store.read_files(rows)
+            for number, rows in enumerate(store.blocks("checking database and queries")):
+                if number % ranks.n_ranks() == ranks.rank():
+                    store.read_files(rows)
                 check_stop()
 
 
@@ -132,9 +134,16 @@ def run_test(
 def evaluate_network(net: nn.Module, splits: Splits, settings: Settings, name: str) -> Result:
     """Retrieval metrics of a network's codes, and these codes."""
     codes = codes_of(net, splits, settings, name)
+    return Result(judge(codes, splits, settings, progress=True), codes)
+
+
+def judge(
+    codes: Codes, splits: Splits, settings: Settings, whole: bool = True, progress: bool = False
+) -> Evaluation:
+    """Retrieval metrics of codes, the queries divided among the ranks; arguments as of ``evaluate``."""
+    pair, labels, own = (codes.query, codes.database), splits.labels, ranks.share(len(codes.query))
     exclude_self = settings.exclude_self
-    found = evaluate(codes.query, codes.database, *splits.labels, settings.ks, exclude_self, progress=True)
-    return Result(found, codes)
+    return evaluate(*pair, *labels, settings.ks, exclude_self, whole, progress, own, ranks.collect)
 
 
 def codes_of(net: nn.Module, splits: Splits, settings: Settings, name: str) -> Codes:
@@ -167,5 +176,4 @@ def watch(net: nn.Module, splits: Splits, settings: Settings) -> dict[int, float
     net.eval()
     codes = codes_of(net, splits, settings, "in training")
     net.train(was_training)
-    exclude_self = settings.exclude_self
-    return mean_average_precision(codes.query, codes.database, *splits.labels, settings.ks, exclude_self)
+    return judge(codes, splits, settings, whole=False).map

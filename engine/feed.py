@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from data import FeatureStore, open_store
+from engine import ranks
 from engine.device import check_stop
 from engine.settings import Settings
 from formats.dataset import DatasetConfig
@@ -26,7 +27,13 @@ def open_training_set(settings: Settings, device: torch.device) -> FeatureStore:
     """The training videos; a packed file that stays on disk is unpacked once, beside the checkpoints."""
     config = settings.config
     scratch = expand(settings.result_weight_dir) / "unpacked"
+    ranks.wait()  # all look for free memory before one of them takes some
     return open_store(config, config.train, settings.memory, device, scratch)
+
+
+def memory_of_parts(settings: Settings) -> str:
+    """Where to read videos from of which every rank reads a part: in memory, each would have them all."""
+    return settings.memory if ranks.n_ranks() == 1 else "disk"
 
 
 def count_training_videos(config: DatasetConfig) -> int:
@@ -92,8 +99,7 @@ def encode(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """What a function gives for all videos, (N, ...) on the CPU; the rest as in ``encode_blocks``."""
-    blocks = encode_blocks(store, function, device, settings, description)
-    return torch.cat([block.to(dtype) for block in blocks])
+    return torch.cat(list(encode_blocks(store, function, device, settings, description, dtype=dtype)))
 
 
 def encode_blocks(
@@ -103,8 +109,12 @@ def encode_blocks(
     settings: Settings,
     description: str,
     first: int = 0,
+    dtype: torch.dtype | None = None,
 ) -> Iterator[Tensor]:
     """Apply a function to all videos in file order, in large batches, without gradient.
+
+    Ranks take the batches in turn and exchange what they found: all of them yield all, and whole batches are
+    the same, to the bit, for any number of ranks.
 
     Args:
         store: the videos.
@@ -113,6 +123,7 @@ def encode_blocks(
         settings: of the run.
         description: of what is computed, for the progress bar and errors.
         first: video to begin with, a multiple of ``block_size``: the batches are then the same as from 0.
+        dtype: of what is yielded; None: as the function gives it.
 
     Yields:
         The rows of a batch on the CPU, (B, ...).
@@ -123,13 +134,16 @@ def encode_blocks(
     size = block_size(device, settings)
     slices = [slice(start, min(start + size, len(store))) for start in range(0, len(store), size)]
     slices = slices[first // size :]
+    n = ranks.n_ranks()
+    turns = [slices[start : start + n] for start in range(0, len(slices), n)]
+    own = [turn[min(ranks.rank(), len(turn) - 1)] for turn in turns]  # none left: the last one again
     workers = 0 if store.is_at_hand(device) else settings.num_workers
 
     def fetch(rows: slice) -> Batch:
         return (store.read(np.arange(rows.start, rows.stop)),)
 
-    batches = progress(read_ahead(fetch, slices, workers, device), description, total=len(slices))
-    for rows, (frames,) in zip(slices, batches, strict=True):
+    batches = progress(read_ahead(fetch, own, workers, device), description, total=len(turns))
+    for turn, rows, (frames,) in zip(turns, own, batches, strict=True):
         with torch.no_grad():
             part = function(to_device(frames, device), rows)
         finite = part.isfinite().reshape(len(part), -1).all(1)
@@ -137,8 +151,14 @@ def encode_blocks(
             video = store.name_of(rows.start + int(finite.int().argmin()))
             reason = "features or weights too large for float32?"
             raise BadInput(f"{video}: not finite: {description} ({reason})")
-        yield part.cpu()
+        yield from ranks.rows_of_each(part.cpu().to(dtype), [each.stop - each.start for each in turn])
         check_stop()
+    know_padding(store)
+
+
+def know_padding(store: FeatureStore) -> None:
+    """Let every rank know of the all-zero frames that any has read."""
+    store.padded = ranks.total(torch.from_numpy(store.padded).int()).numpy() > 0
 
 
 def block_size(device: torch.device, settings: Settings) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from engine import ranks
 from engine.demo import make_demo
 from engine.device import STOP, Interrupted
 from engine.runs import Launch, find_unfinished, jsonl
@@ -32,18 +33,15 @@ def launch(train_model: Callable, form: Mapping[str, Any], arguments: list[str])
         arguments: of the command line.
 
     Returns:
-        The exit status: 0 done, 2 bad input, 130 or 143 stopped by SIGINT or SIGTERM.
+        The exit status: 0 done, 1 another rank was lost, 2 bad input, 130 or 143 stopped by SIGINT or
+        SIGTERM.
     """
     begun: list[Launch] = []
 
     def work() -> None:
         stage = {"stage": form.get("stage") or train_model.__module__}
-        first = first_look(arguments)
-        begin = started if first.resume is None else resumed
-        launched = begin({**form, **stage}, arguments, first)
+        launched = begin({**form, **stage}, arguments)
         begun.append(launched)
-        if launched.settings.config is not None:
-            make_demo(launched.settings.config)
         importlib.import_module(launched.settings.stage).train_model(launched.settings, *launched.runs)
 
     def how_to_go_on() -> str:
@@ -57,10 +55,10 @@ def exit_status(work: Callable[[], None], how_to_go_on: Callable[[], str] = str)
 
     Args:
         work: what to do.
-        how_to_go_on: what to tell when a signal stops it; empty: nothing was begun.
+        how_to_go_on: what to tell when a signal stops it, or a rank is lost; empty: nothing was begun.
 
     Returns:
-        0 done, 2 bad input, 130 or 143 stopped by SIGINT or SIGTERM.
+        0 done, 1 another rank was lost, 2 bad input, 130 or 143 stopped by SIGINT or SIGTERM.
     """
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 - closed: progress bars need one
     for stream in (sys.stdout, sys.stderr):
@@ -68,24 +66,38 @@ def exit_status(work: Callable[[], None], how_to_go_on: Callable[[], str] = str)
             stream.reconfigure(errors="backslashreplace")
     with STOP:
         try:
-            work()
+            with ranks.joined():
+                work()
             return 0
         except (BadInput, OSError) as error:  # a folder removed while running, a name too long, ...
-            print("error:", " ".join(str(error).split()), file=sys.stderr)
+            ranks.say_once(f"error: {' '.join(str(error).split())}")
             return 2
         except (MemoryError, RuntimeError) as error:
             if not is_allocation(error):
                 raise
-            print("error: out of memory; a smaller batch_size needs less, and 'memory' disk", file=sys.stderr)
+            ranks.say_once("error: out of memory; a smaller batch_size needs less, and 'memory' disk")
             return 2
+        except ranks.RankLost as error:
+            ranks.say_once(f"error: {error}; {how_to_go_on() or 'nothing was begun'}")
+            return 1
         except (Interrupted, KeyboardInterrupt):
-            print(f"stopped; {how_to_go_on() or 'nothing was begun'}", file=sys.stderr)
+            ranks.say_once(f"stopped; {how_to_go_on() or 'nothing was begun'}")
             return 128 + (STOP.number or 2)
 
 
 def is_allocation(error: Exception) -> bool:
     """Whether there was too little memory, of a GPU or of the machine."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+@ranks.on_first
+def begin(form: Mapping[str, Any], arguments: list[str]) -> Launch:
+    """A new launch or the one to go on with, and the demo set, if it is on that."""
+    first = first_look(arguments)
+    launched = (started if first.resume is None else resumed)(form, arguments, first)
+    if launched.settings.config is not None:
+        make_demo(launched.settings.config)
+    return launched
 
 
 def started(form: Mapping[str, Any], arguments: list[str], first: argparse.Namespace) -> Launch:

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from data import FeatureStore, generator
+from engine import ranks
 from engine.checkpoint import load_moments
-from engine.device import STOP, check_stop
+from engine.device import STOP, Interrupted
 from engine.evaluation import open_splits, watch
-from engine.feed import Fetch, read_ahead, to_device
+from engine.feed import Fetch, know_padding, read_ahead, to_device
+from engine.ranks import GradientSum, Part
 from engine.runs import Run
 from engine.settings import differences
 from formats.files import BadInput, progress
@@ -32,7 +34,9 @@ class Pass:
     Args:
         name: of the pass, in the log.
         draw: from the random numbers of (epoch, pass), how to fetch its batches.
-        loss: from a batch, its weighted loss terms by name; their sum is minimised.
+        loss: from the part of a batch that this process computes, and the videos of it, its weighted loss
+            terms by name, means over the part or, of rows gathered by ``part.gather``, over the batch; their
+            sum is minimised.
     """
 
     name: str
@@ -92,11 +96,12 @@ class Loop:
         self.sums: dict[str, float] = {}  # loss terms of the pass under way, summed over videos
         self.losses: dict[str, dict[str, float]] = {}  # of what this epoch has done, by pass
         self.seconds = 0.0  # of this epoch, up to the last checkpoint
-        self.pending: list[tuple[int, dict[str, Tensor]]] = []  # batch and its terms, still on the device
+        self.pending: list[tuple[int, Part, dict[str, Tensor]]] = []  # batch and its terms, on the device
+        self.gradients = GradientSum(stage.net.parameters())
         self.resumed_at = self.saved = time.monotonic()
         self.inputs = {"features": stage.store.facts, "recipe": stage.store.recipe, **stage.inputs}
         self.splits = open_splits(self.settings) if self.settings.eval_every else None
-        if run.part.exists():
+        if ranks.on_first(run.part.exists)():
             self.resume()
         else:
             self.save()  # a full disk shows before the first epoch
@@ -114,8 +119,9 @@ class Loop:
         with self.bar:
             for epoch in range(self.position[0], self.stage.n_epochs):
                 self.run_epoch(epoch)
-        save_checkpoint(self.log.weights, self.content())
-        self.log.part.unlink(missing_ok=True)
+        if ranks.rank() == 0:
+            save_checkpoint(self.log.weights, self.content())
+            self.log.part.unlink(missing_ok=True)
 
     def run_epoch(self, epoch: int) -> None:
         """What is still to come of one epoch, its line in the log, its checkpoint."""
@@ -139,37 +145,57 @@ class Loop:
         self.log_epoch(epoch)
         if looks:
             self.evaluate(epoch)
-        if epoch == 0 and self.stage.store.padding:
-            self.log.say(self.stage.store.padding)
+        if epoch == 0:
+            store = self.stage.store
+            know_padding(store)
+            if store.padding:
+                self.log.say(store.padding)
         self.losses, self.resumed_at, self.position = {}, time.monotonic(), (epoch + 1, 0, 0)
-        self.save()
-        check_stop()
+        self.save_if(due=True)
 
     def run_pass(self, item: Pass, rng: np.random.Generator) -> None:
         """The batches of a pass that are still to come."""
         epoch, number, first = self.position
         size = self.settings.batch_size
         fetch = item.draw(rng)
-        slices = [slice(start, start + size) for start in range(0, self.n_videos, size)]
+        starts = range(first * size, self.n_videos, size)
+        parts = [Part.of(min(size, self.n_videos - start)) for start in starts]
+        places = [slice(start + part.rows.start, start + part.rows.stop)
+                  for start, part in zip(starts, parts, strict=True)]  # fmt: skip
         workers = 0 if self.stage.store.is_at_hand(self.device) else self.settings.num_workers
-        for batch, content in enumerate(read_ahead(fetch, slices[first:], workers, self.device), first):
+        contents = read_ahead(fetch, places, workers, self.device)
+        for batch, (part, content) in enumerate(zip(parts, contents, strict=True), first):
             seed = generator(self.settings.seed, self.log.stage, epoch, number, batch)  # of dropout
             torch.manual_seed(seed.integers(2**62))
             self.stage.optimizer.zero_grad()
-            terms = item.loss(*(to_device(tensor, self.device) for tensor in content))
-            sum(terms.values()).backward()
+            terms = item.loss(part, *(to_device(tensor, self.device) for tensor in content))
+            (part.weight * sum(terms.values())).backward()
+            self.gradients.finish()
             self.stage.optimizer.step()
-            self.pending.append((batch, {name: term.detach() for name, term in terms.items()}))
-            if self.device.type == "cpu" or len(self.pending) == 50:  # reading a term makes a GPU wait
+            self.pending.append((batch, part, {name: term.detach() for name, term in terms.items()}))
+            at_once = self.device.type == "cpu" and ranks.n_ranks() == 1
+            if at_once or len(self.pending) == 50:  # reading a term makes a GPU, or all ranks, wait
                 self.read_losses()
             self.bar.update()
             self.position = (epoch, number, batch + 1)
-            if STOP.number or time.monotonic() - self.saved > 60 * self.settings.checkpoint_minutes:
-                self.save()
-            check_stop()
+            due = ranks.rank() == 0 and time.monotonic() - self.saved > 60 * self.settings.checkpoint_minutes
+            self.save_if(due)
         self.read_losses()
         self.losses[item.name] = {name: value / self.n_videos for name, value in self.sums.items()}
         self.sums = {}
+
+    def save_if(self, due: bool) -> None:
+        """Save if that is due, on any rank, or a signal asks to stop; then, for a signal, stop.
+
+        Raises:
+            Interrupted: a signal came, to this rank or another.
+        """
+        signal, due = ranks.agreed(STOP.number, due)
+        if signal or due:
+            self.save()
+        if signal:
+            STOP.number = signal
+            raise Interrupted
 
     def read_losses(self) -> None:
         """Add the pending loss terms to the sums.
@@ -180,9 +206,12 @@ class Loop:
         if not self.pending:
             return
         epoch, number, _ = self.position
-        names = list(self.pending[0][1])
-        values = torch.stack([torch.stack(list(terms.values())) for _, terms in self.pending]).tolist()
-        for (batch, _), row in zip(self.pending, values, strict=True):
+        names = list(self.pending[0][2])
+        values = torch.stack(
+            [part.weight * torch.stack(list(terms.values())) for _, part, terms in self.pending]
+        )
+        values = ranks.total(values).tolist()
+        for (batch, part, _), row in zip(self.pending, values, strict=True):
             if not all(map(math.isfinite, row)):
                 found = ", ".join(f"{name} = {value}" for name, value in zip(names, row, strict=True))
                 place = f"epoch {epoch + 1}, pass {self.stage.passes[number].name}, batch {batch + 1}"
@@ -190,9 +219,8 @@ class Loop:
                     f"run {self.log.number}, {self.log.stage}: the loss is not finite in {place}: {found}; "
                     "the last good checkpoint is kept, try a smaller lr"
                 )
-            n_videos = min(self.settings.batch_size, self.n_videos - batch * self.settings.batch_size)
             for name, value in zip(names, row, strict=True):
-                self.sums[name] = self.sums.get(name, 0.0) + value * n_videos
+                self.sums[name] = self.sums.get(name, 0.0) + value * part.n_videos
         self.pending = []
 
     def log_epoch(self, epoch: int) -> None:
@@ -254,7 +282,8 @@ class Loop:
                 f"{self.position[0] + 1}; the last good checkpoint is kept, try a smaller lr"
             )
         self.seconds = time.monotonic() - self.resumed_at
-        save_checkpoint(self.log.part, self.content())
+        if ranks.rank() == 0:
+            save_checkpoint(self.log.part, self.content())
         self.saved = time.monotonic()
 
     def resume(self) -> None:
@@ -291,5 +320,6 @@ class Loop:
         except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError) as error:
             reason = str(error).splitlines()[0] if str(error) else "position"
             raise BadInput(f"{path}: not a checkpoint of this run: {reason}") from None
+        ranks.wait()  # until all have read it: rank 0 may soon replace it
         self.resumed_at = time.monotonic() - self.seconds
         self.log.say(f"resumed run {self.log.number} in epoch {epoch + 1} after {batch} batches")

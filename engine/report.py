@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from data import FeatureStore
+from engine import ranks
 from engine.runs import Run
 from formats.bits import count_distinct
 from formats.codefile import as_records, write_code_file
@@ -59,6 +60,7 @@ class Result(NamedTuple):
     codes: Codes | None = None  # None: real values
 
 
+@ranks.on_first
 def report(
     system: str, run: Run, splits: Splits, results: Mapping[str, Result], origin: str, **facts: Any
 ) -> dict[int, float]:

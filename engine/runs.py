@@ -7,24 +7,31 @@ has ended. A launch has ended when the log of its last run has an ``end``.
 """
 
 import contextlib
-import errno
 import fcntl
-import functools
 import json
 import os
 import re
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from tqdm import tqdm
 
+from engine import ranks
 from engine.checkpoint import check_ours, not_its_own, training_features
 from engine.settings import Settings
-from formats.files import BadInput, check_folder, clean_temporaries, expand, write_whole
+from formats.files import (
+    BadInput,
+    check_folder,
+    clean_temporaries,
+    expand,
+    flock,
+    locked_folder,
+    write_whole,
+)
 from formats.weights import read_checkpoint
 
 
@@ -37,7 +44,11 @@ class Launch:
     options: dict[str, Any]  # of the command line, as they were given
     numbers: tuple[int, ...] = ()  # empty: not reserved yet
     id: str | None = None  # also in its checkpoints; None in launches of version 1.0.0
-    lock: IO | None = None  # held while a process works on the launch
+    lock: IO | None = None  # held while a process works on the launch; of several ranks, by rank 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What the other ranks hear of it."""
+        return {**self.__dict__, "lock": None}
 
     @property
     def log_dir(self) -> Path:
@@ -67,6 +78,11 @@ class Launch:
         Raises:
             BadInput: the log or the weight folder cannot be written to.
         """
+        self.numbers, self.id = self.write_reservation()
+
+    @ranks.on_first
+    def write_reservation(self) -> tuple[tuple[int, ...], str]:
+        """The numbers and the name of the launch, as they now stand in both folders."""
         for folder in (self.log_dir, self.weight_dir):
             check_folder(folder)
         with locked_folder(self.log_dir):
@@ -85,6 +101,7 @@ class Launch:
                 )  # before others can see the file; it stays locked under its new name
 
             write_whole(jsonl(self.log_dir, self.numbers[0]), begin)
+        return self.numbers, self.id
 
     def take_numbers(self) -> tuple[int, ...]:
         """The next numbers that are free in both folders, marked as taken in the weight folder."""
@@ -130,28 +147,6 @@ def take_lock(path: Path) -> IO | None:
     return file
 
 
-def flock(file: IO, operation: int) -> bool:
-    """Lock a file open for writing (NFS wants that); False if another process holds it.
-
-    Where the file system knows no locks, that is said once, and all go on without.
-    """
-    try:
-        fcntl.flock(file, operation)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise
-        say_without_locks(Path(file.name).parent)
-    return True
-
-
-@functools.cache
-def say_without_locks(folder: Path) -> None:
-    """Say once what follows for a folder without locks."""
-    print(f"{folder}: no file locks here: start runs one by one, and resume none that is under way")
-
-
 def jsonl(log_dir: Path, number: int) -> Path:
     """The JSON lines of a run."""
     return log_dir / f"{number}.jsonl"
@@ -188,23 +183,6 @@ def is_record(record: Any) -> bool:
     if not (lists and objects and all(type(n) is int for n in runs) and all(type(s) is str for s in stages)):
         return False
     return all(isinstance(record["settings"].get(key), str) for key in ("stage", "result_weight_dir"))
-
-
-@contextlib.contextmanager
-def locked_folder(path: Path) -> Iterator[None]:
-    """Make a folder if need be and hold its lock.
-
-    Raises:
-        BadInput: it cannot be made.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = open(path / ".lock", "w")  # noqa: SIM115
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be written to: {error.strerror}") from None
-    with lock:
-        flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def find_unfinished(log_dir: Path, number: int | None = None) -> tuple[dict, IO] | None:
@@ -273,6 +251,7 @@ class Run:
         """Whether a checkpoint is of this run, and not of another one under the same number."""
         return checkpoint.get("stage") == self.stage and checkpoint.get("launch") == self.launch.id
 
+    @ranks.on_first
     def is_trained(self) -> bool:
         """Whether the stage has left its finished checkpoint, so that a resumed launch goes on to the next.
 
@@ -291,6 +270,7 @@ class Run:
         self.part.unlink(missing_ok=True)  # killed between the two
         return True
 
+    @ranks.on_first
     def is_tested(self) -> bool:
         """Whether the log holds the result and the end of a test."""
         return bool(self.launch.numbers and has_ended(self.jsonl) and self.find_event("result"))
@@ -299,19 +279,27 @@ class Run:
         """Take the number and begin the log; when resuming without a checkpoint, begin it again."""
         if not self.launch.numbers:
             self.launch.reserve()
+        self.begin_log(note, values)
+
+    @ranks.on_first
+    def begin_log(self, note: str, values: Mapping[str, Any]) -> None:
+        """Write what stands on top of both logs, unless a checkpoint knows how to go on with them."""
         if self.part.exists():
             return
         reserved = self.jsonl.read_bytes().splitlines(keepends=True)[:1] if self.place == 0 else []
         self.rewind({self.jsonl.name: sum(map(len, reserved))})
+        several = {"ranks": ranks.n_ranks()} if ranks.n_ranks() > 1 else {}
         self.event("start", stage=self.stage, run=self.number, settings=self.settings.as_dict(),
-                   seed=self.settings.seed, **values)  # fmt: skip
+                   seed=self.settings.seed, **several, **values)  # fmt: skip
         self.say(
             f"run {self.number}: {self.stage} on {self.settings.source}, "
             f"seed {self.settings.seed}, device {values['device']}"
+            + (f" of each of {ranks.n_ranks()} ranks" if several else "")
         )
         if note:
             self.say(note)
 
+    @ranks.on_first
     def started_with(self, key: str) -> Any:
         """What the ``start`` of this run's log says of ``key``, for a resumed run; None if there is none."""
         return (self.find_event("start") or {}).get(key)
@@ -327,6 +315,7 @@ class Run:
                     return event
         return None
 
+    @ranks.on_first
     def end(self) -> Path:
         """Finish the log, if that is not yet done, and return the stage's checkpoint."""
         if self.number == self.launch.numbers[-1]:
@@ -338,7 +327,7 @@ class Run:
         return self.weights
 
     def event(self, event: str, **values: Any) -> dict[str, Any]:
-        """Append one line to the JSON lines, and return it."""
+        """Append one line to the JSON lines, and return it; rank 0 alone writes, here and below."""
         content = {"event": event, "time": now(), **values}
         self.append(self.jsonl, json.dumps(content))
         return content
@@ -351,6 +340,8 @@ class Run:
 
     def append(self, path: Path, text: str) -> None:
         """Append a line to a file and have it on the disk."""
+        if ranks.rank():
+            return
         try:
             with open(path, "a", encoding="utf-8") as file:
                 file.write(text + "\n")
@@ -369,6 +360,8 @@ class Run:
         Raises:
             BadInput: the JSON lines are shorter than that.
         """
+        if ranks.rank():
+            return
         found = self.log_sizes()
         for path in (self.jsonl, self.txt):
             size = sizes.get(path.name, 0)

@@ -2,14 +2,17 @@
 
 import contextlib
 import difflib
+import errno
+import fcntl
+import functools
 import importlib
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import IO, Any
 
 from tqdm import tqdm
 
@@ -63,6 +66,45 @@ def check_folder(path: Path) -> None:
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         problem = "no permission to write" if there.is_dir() else "a file is in the way"
         raise BadInput(f"{path}: cannot be written to: {problem} ({there})")
+
+
+@contextlib.contextmanager
+def locked_folder(path: Path) -> Iterator[None]:
+    """Make a folder if need be and hold its lock.
+
+    Raises:
+        BadInput: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = open(path / ".lock", "w")  # noqa: SIM115
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be written to: {error.strerror}") from None
+    with lock:
+        flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def flock(file: IO, operation: int) -> bool:
+    """Lock a file open for writing (NFS wants that); False if another process holds it.
+
+    Where the file system knows no locks, that is said once, and all go on without.
+    """
+    try:
+        fcntl.flock(file, operation)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        say_without_locks(Path(file.name).parent)
+    return True
+
+
+@functools.cache
+def say_without_locks(folder: Path) -> None:
+    """Say once what follows for a folder without locks."""
+    print(f"{folder}: no file locks here: start runs one by one, and resume none that is under way")
 
 
 def clean_temporaries(folder: str | Path, name: str = "*") -> None:

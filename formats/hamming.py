@@ -45,6 +45,7 @@ def ranked_blocks(
     depth: int,
     exclude_self: bool = False,
     marked: Callable[[int], np.ndarray] | None = None,
+    only: slice = slice(None),
 ) -> Iterator[tuple[slice, Ranking]]:
     """Yield slices of queries and their rankings down to `depth`.
 
@@ -58,16 +59,19 @@ def ranked_blocks(
         depth: K; with `exclude_self` at most N - 1.
         exclude_self: query i is database video i, and no part of its own ranking.
         marked: from a query's number, the database videos to count apart; None: nothing is counted.
+        only: the queries to rank.
     """
     (n, bits), cpu = database.shape, query.device.type == "cpu"
     size = min(max(QUERIES, (DISTANCES if cpu else DISTANCES_GPU) // n), MOST_QUERIES)
-    starts = range(0, len(query), size)
+    numbers = range(len(query))[only]
+    starts = numbers[::size]
     if cpu:
         search, (query, database) = _packed_search, words(query, database)
     else:
         exact = torch.float16 if query.device.type == "cuda" and bits < 1024 else torch.float32
         search, query, database = _product_search, -query.to(exact).T, database.to(exact).T
     search = partial(search, bits=bits, depth=depth, exclude_self=exclude_self, marked=marked)
+    query = query[..., : numbers.stop]
     blocks = [partial(search, query[..., start : start + size], database, start) for start in starts]
     found = _threaded(blocks) if cpu else (block() for block in blocks)
     for start, (keys, counts) in zip(starts, found, strict=True):
@@ -84,6 +88,26 @@ def ranked_blocks(
             ranking = Ranking(index[top], level[top], row[tied], index[tied], count)
             yield slice(start, start + len(part)), ranking
             start += len(part)
+
+
+def relevant_videos(query: Tensor, database: Tensor) -> Callable[[int], np.ndarray]:
+    """From a query's number, the database videos that share a label with it; of multi-hot bool labels.
+
+    It is what `ranked_blocks` takes as `marked`.
+    """
+    query, database = query.cpu().numpy(), database.cpu().numpy()
+    members = [np.flatnonzero(column) for column in database.T]
+    n_classes, first = query.sum(1).tolist(), query.argmax(1).tolist()
+
+    def find(number: int) -> np.ndarray:
+        if n_classes[number] == 1:
+            return members[first[number]]
+        shares = np.zeros(len(database), bool)
+        for each in np.flatnonzero(query[number]):
+            shares[members[each]] = True
+        return np.flatnonzero(shares)
+
+    return find
 
 
 def _threaded(blocks: list[Callable[[], tuple]]) -> Iterator[tuple]:

@@ -3,7 +3,9 @@
 import importlib
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import h5py
 import numpy as np
@@ -86,6 +88,23 @@ class Dataset:
 
 def json_lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def together(n, work):
+    """Call ``work(number, collect)`` in n threads that stand for processes; ``collect`` gathers objects."""
+    barrier, table = Barrier(n, timeout=20), [None] * n
+
+    def process(number):
+        def collect(own):
+            barrier.wait()
+            table[number] = own
+            barrier.wait()
+            return list(table)
+
+        return work(number, collect)
+
+    with ThreadPoolExecutor(n) as pool:
+        return list(pool.map(process, range(n)))
 
 
 PREPARED = ("latent_feats", "anchors", "train_assit", "sim_matrix")

@@ -14,6 +14,7 @@ from bth.model import (
     DROPOUT,
     PUBLISHED_NAMES,
     Attention,
+    Dropout,
     FeedForward,
     Norm,
     cluster_loss,
@@ -335,15 +336,15 @@ class TestDropout:
     def test_entries_are_independent_and_seeded(self):
         torch.manual_seed(0)
         ones = torch.ones(401, 1001)  # a number that is no multiple of four
-        dropped = drop(ones, DROPOUT)
+        dropped = drop(ones, Dropout(DROPOUT))
         zero = dropped == 0
         within(zero.sum(), ones.numel(), 0.1)
         close(dropped[~zero], torch.full_like(dropped[~zero], 1 / 0.9), 1e-6)
         for lag in (1, 2, 3, 4):  # of the entries that share a draw, or not
             within((zero.flatten()[lag:] & zero.flatten()[:-lag]).sum(), ones.numel() - lag, 0.01)
-        assert not torch.equal(dropped, drop(ones, DROPOUT))
+        assert not torch.equal(dropped, drop(ones, Dropout(DROPOUT)))
         torch.manual_seed(0)
-        assert torch.equal(dropped, drop(ones, DROPOUT))
+        assert torch.equal(dropped, drop(ones, Dropout(DROPOUT)))
 
     def test_of_the_attention_weights(self):
         torch.manual_seed(0)
@@ -354,7 +355,7 @@ class TestDropout:
             attention.output.weight.copy_(torch.eye(2))
             attention.output.bias.fill_(3)
         # Of a single frame the weight is 1, or dropped.
-        out = attention(torch.randn(20000, 1, 2), DROPOUT)[:, 0, 0] - 3
+        out = attention(torch.randn(20000, 1, 2), Dropout(DROPOUT))[:, 0, 0] - 3
         within((out == 0).sum(), 20000, 0.1)
         close(out[out != 0], torch.full_like(out[out != 0], 1 / 0.9), 1e-5)
 
@@ -366,7 +367,7 @@ class TestDropout:
                 part.weight.zero_()
                 part.bias.fill_(1)
             layer.contract.weight[0, 5] = 1
-        out = layer(torch.randn(20000, 1, 2), DROPOUT)[:, 0] - 1
+        out = layer(torch.randn(20000, 1, 2), Dropout(DROPOUT))[:, 0] - 1
         assert (out[:, 1] == 0).all()
         within((out[:, 0] == 0).sum(), 20000, 0.1)
         kept = out[:, 0][out[:, 0] != 0]

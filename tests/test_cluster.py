@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from synthetic import GOLDEN
+from synthetic import GOLDEN, together
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import cluster
@@ -390,3 +390,70 @@ def test_nearest_errors():
     for k in (0, 3):
         with pytest.raises(ValueError, match="between 1 and the number of centers, 2"):
             nearest(torch.ones(3, 4), torch.ones(2, 4), k)
+
+
+# ---------------------------------------------------------------------------------------- several processes
+
+
+def divided(x, sizes, n_clusters, **options):
+    """k-means of parts of these sizes; the result of each."""
+    parts = x.split(sizes)
+
+    def work(number, collect):
+        def gather(rows, n_rows):
+            found = torch.cat(collect(rows))
+            assert len(found) == n_rows
+            return found
+
+        def total(tensor):
+            return sum(collect(tensor.clone()))
+
+        return kmeans(parts[number], n_clusters, total=total, gather=gather, **options)
+
+    return together(len(sizes), work)
+
+
+@pytest.mark.parametrize("sizes", [(600,), (300, 300), (200, 199, 201), (7, 0, 593)])
+@pytest.mark.parametrize("moved", [-1.0, 0.4])
+@pytest.mark.parametrize("start", ["distinct", "signs", "same", "far"])
+@pytest.mark.parametrize("empty", ["restart", "drop"])
+def test_divided_points_give_what_one_process_finds(monkeypatch, sizes, moved, start, empty):
+    """From distinct centers, signs of means, equal ones and far ones: many are empty, and many points tie."""
+    monkeypatch.setattr(cluster, "MOST_MOVED", moved)
+    monkeypatch.setattr(cluster, "BLOCK", 64)
+    x = codes(600, 16, prototypes=9)
+    init = {
+        "distinct": x[:40],
+        "signs": kmeans(x, 40).centers.sign(),
+        "same": x[:1].repeat(40, 1),
+        "far": torch.cat((x[:3], torch.full((37, 16), 5.0))),
+    }[start]
+    one = kmeans(x, 40, init=init, empty=empty)
+    parts = divided(x, sizes, 40, init=init, empty=empty)
+    assert torch.equal(torch.cat([part.labels for part in parts]), one.labels)
+    for part in parts:
+        assert torch.equal(part.centers, one.centers)
+        assert (part.inertia, part.n_iter) == (one.inertia, one.n_iter)
+
+
+def test_divided_points_of_which_none_can_be_spared():
+    x = torch.arange(6.0)[:, None].repeat(1, 2)
+    one = kmeans(x, 6, init=torch.zeros(6, 2))
+    for part in divided(x, (1, 5), 6, init=torch.zeros(6, 2)):
+        assert torch.equal(part.centers, one.centers)
+
+
+def test_centers_are_compared_with_all_points():
+    assert len(divided(torch.eye(4), (2, 2), 3, init=torch.eye(4)[:3])) == 2
+    with pytest.raises(ValueError, match="5 of .4, 4."):
+        divided(torch.eye(4), (2, 2), 5, init=torch.ones(5, 4))
+
+
+def test_divided_points_stop_at_the_variance_of_all():
+    x = codes(600, 16, prototypes=9)
+    parts = x.split([1, 0, 599])
+    found = together(
+        3, lambda number, collect: cluster._variance(parts[number], x[0], 600, lambda own: sum(collect(own)))
+    )
+    assert found == [cluster._variance(x, x[0], 600, cluster.unchanged)] * 3
+    assert found[0] == pytest.approx(float(x.var(0, correction=0).mean()), rel=1e-6)

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -418,6 +419,14 @@ class TestRefusals:
         assert open("Json/x.json").read() == "{}"
         assert not os.path.exists("features")
         assert not os.path.exists("log")
+
+    def test_several_ranks(self, extract, monkeypatch):
+        monkeypatch.setattr("tools.extract.ranks", SimpleNamespace(n_ranks=lambda: 2))
+        assert (
+            extract()[2]
+            == "error: tools.extract runs in one process, with --num_workers to decode ahead of it\n"
+        )
+        assert not os.path.exists("features")
 
     def test_where_json_cannot_be_written(self, extract):
         open("Json", "w").close()

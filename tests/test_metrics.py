@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.sparse import csc_matrix
-from synthetic import GOLDEN
+from synthetic import GOLDEN, together
 
 from formats import hamming
 from formats.bits import count_distinct, pack, words
@@ -441,3 +441,20 @@ def test_only_the_database_itself_can_be_left_out():
     case = database, database, labels[1], labels[1]
     with pytest.raises(ValueError, match="between 1 and the database size 5, found .6."):
         evaluate(*case, [6], exclude_self=True)
+
+
+@pytest.mark.parametrize("exclude_self", [False, True])
+@pytest.mark.parametrize("whole", [False, True])
+def test_divided_queries_give_the_same_numbers(exclude_self, whole):
+    rng = np.random.default_rng(0)
+    database = torch.from_numpy(rng.integers(-1, 2, (150, 20)))
+    labels = torch.from_numpy(rng.random((150, 6)) < 0.3)
+    arguments = database, database, labels, labels, [7, 1, 100], exclude_self, whole
+    expected = evaluate(*arguments)
+    for bounds in ([0, 75, 150], [0, 1, 1, 20, 150]):
+        parts = [slice(*each) for each in itertools.pairwise(bounds)]
+
+        def work(number, collect, parts=parts):
+            return evaluate(*arguments, only=parts[number], collect=collect)
+
+        assert together(len(parts), work) == [expected] * len(parts)

@@ -16,6 +16,7 @@ from synthetic import N_DATABASE, ROOT, json_lines, write_features
 import engine.loop
 import engine.runs
 from engine.runs import find_unfinished
+from formats.files import say_without_locks
 
 
 @pytest.fixture
@@ -162,7 +163,7 @@ class TestLocks:
         def none(*_):
             raise OSError(number, os.strerror(number))
 
-        engine.runs.say_without_locks.cache_clear()
+        say_without_locks.cache_clear()
         monkeypatch.setattr(fcntl, "flock", none)
         status, out, _ = start("--stage", "pretrain")
         assert status == 0

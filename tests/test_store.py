@@ -4,6 +4,8 @@ import errno
 import fcntl
 import os
 import resource
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -193,6 +195,14 @@ class TestReading:
         with pytest.raises(BadInput, match="set 'memory' to disk"):
             FeatureStore([tmp_path / "a.h5"], L, D, "ram")
 
+    def test_the_ranks_of_a_machine_share_its_memory(self, tmp_path, monkeypatch):
+        array = features()
+        write(tmp_path / "a.h5", array)
+        monkeypatch.setattr(data, "free_memory", lambda: 5 * array.nbytes)  # of which half is to be used
+        for n_ranks, fits in ((1, True), (2, True), (3, False)):
+            monkeypatch.setenv("LOCAL_WORLD_SIZE", str(n_ranks))
+            assert (FeatureStore([tmp_path / "a.h5"], L, D, "auto").loaded is not None) == fits
+
     def test_videos_that_end_in_zeros_are_counted(self, tmp_path):
         array = features()
         array[3:5, L // 2 :] = 0
@@ -260,13 +270,35 @@ class TestUnpacked:
     def test_is_made_once(self, tmp_path, monkeypatch):
         write(tmp_path / "a.h5", features(), **PACKED)
         store = self.open(tmp_path)
-        (copy,) = (tmp_path / "unpacked").iterdir()
+        (copy,) = (tmp_path / "unpacked").glob("*.h5")
         assert store.files[0].in_place
         assert "unpacked once" in store.place
         assert str(tmp_path / "a.h5") in store.place
         monkeypatch.setattr(FeatureFile, "unpack", None)
         assert torch.equal(self.open(tmp_path).read(np.arange(N)), torch.from_numpy(features()))
-        assert [copy] == list((tmp_path / "unpacked").iterdir())
+        assert [copy] == list((tmp_path / "unpacked").glob("*.h5"))
+
+    def test_of_several_processes_one_makes_it(self, tmp_path, monkeypatch):
+        write(tmp_path / "a.h5", features(), **PACKED)
+        made, unpack = [], FeatureFile.unpack
+
+        def slow(file, path):
+            waiting.wait()  # until the other one has not found a copy, either
+            made.append(path)
+            unpack(file, path)
+
+        def locked(folder):
+            waiting.set() if seen else seen.append(folder)
+            return lock(folder)
+
+        waiting, seen, lock = threading.Event(), [], data.locked_folder
+        monkeypatch.setattr(FeatureFile, "unpack", slow)
+        monkeypatch.setattr(data, "locked_folder", locked)
+        with ThreadPoolExecutor(2) as pool:
+            stores = [pool.submit(self.open, tmp_path) for _ in range(2)]
+        for store in stores:
+            assert torch.equal(store.result().read(np.arange(N)), torch.from_numpy(features()))
+        assert len(made) == 1
 
     def test_follows_its_source(self, tmp_path):
         write(tmp_path / "a.h5", features(), **PACKED)
@@ -278,7 +310,7 @@ class TestUnpacked:
         os.utime(tmp_path / "a.h5", ns=(1, 1))
         assert torch.equal(self.open(tmp_path).read(np.arange(N)), torch.from_numpy(features(seed=1)))
         assert not before.exists()
-        assert len(list((tmp_path / "unpacked").iterdir())) == 2
+        assert len(list((tmp_path / "unpacked").glob("*.h5"))) == 2
 
     def test_not_for_memory_nor_for_files_read_in_place(self, tmp_path):
         write(tmp_path / "a.h5", features(), **PACKED)
@@ -294,7 +326,7 @@ class TestUnpacked:
         monkeypatch.setattr(data.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
         with pytest.raises(BadInput, match=r"a.h5: its unpacked copy needs 0.0 GB in .*'memory' to ram"):
             self.open(tmp_path)
-        assert not list((tmp_path / "unpacked").iterdir())
+        assert not list((tmp_path / "unpacked").glob("*.h5"))
 
     def test_that_failed_leaves_nothing(self, tmp_path, monkeypatch):
         write(tmp_path / "a.h5", features(), **PACKED)
@@ -305,7 +337,7 @@ class TestUnpacked:
         monkeypatch.setattr(FeatureFile, "read", fail)
         with pytest.raises(BadInput, match="damaged"):
             self.open(tmp_path)
-        assert not list((tmp_path / "unpacked").iterdir())
+        assert not list((tmp_path / "unpacked").glob("*.h5"))
 
     def test_errors_name_the_source(self, tmp_path):
         array = features()

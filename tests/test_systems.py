@@ -95,7 +95,7 @@ def train_model(settings, run):
         order = rng.permutation(len(store))
         return lambda places: (store.read(order[places]),)
 
-    def loss(frames):
+    def loss(part, frames):
         return {"error": settings.toy.scale * (net(frames) - frames).square().mean()}
 
     run.start(store.place, **environment(device), videos=len(store))

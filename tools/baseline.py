@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from data import FeatureStore, generator, open_store
+from engine import ranks
 from engine.device import check_stop, environment, open_device
 from engine.evaluation import evaluate_network, open_splits
-from engine.feed import encode, encode_blocks
+from engine.feed import encode, encode_blocks, memory_of_parts
 from engine.report import Result, Splits, report
 from engine.runs import Run
 from engine.settings import RankingSettings, cuts, positive, setting
@@ -102,14 +103,17 @@ def train_model(settings: BaselineSettings, run: Run) -> dict[int, float]:
     device, config, name = open_device(settings), settings.config, settings.method
     check_folder(expand(settings.result_dir))
     splits = open_splits(settings)
-    store = None if name == "mean" else open_store(config, config.train, settings.memory, "cpu")
+    memory = memory_of_parts(settings)
+    store = None if name == "mean" else open_store(config, config.train, memory, "cpu")
     run.start(METHODS[name], **environment(device))
     for note in splits.notes:
         run.say(note)
     if store is None:
         result = Result(evaluate_mean(splits, settings, device))
     else:
-        result = evaluate_network(fit(store, settings, device, run), splits, settings, name)
+        net = fit(store, settings, device, run)
+        net = ranks.on_first(net.cpu)().to(device)  # the same projections, should processors differ
+        result = evaluate_network(net, splits, settings, name)
     origin = f"{METHODS[name]}, seed {settings.seed}"
     return report(SYSTEM.name, run, splits, {name: result}, origin, method=name, seed=settings.seed)
 
@@ -227,6 +231,8 @@ def evaluate_cosine(
 ) -> Evaluation:
     """`metrics.evaluate` with 1 - cosine, rounded to float32, in place of the Hamming distance.
 
+    Ranks divide the queries.
+
     Args:
         query: of length 1, (Q, D).
         database: of length 1, (N, D).
@@ -239,11 +245,12 @@ def evaluate_cosine(
         Every metric at every K and over the whole ranking; none by radius.
     """
     depth, n = max(ks), len(database) - exclude_self
+    only = ranks.share(len(query))
     tally = Tally(len(query), n, ks)
     database_labels = database_labels.float()
     size = max(1, COSINES // len(database))
-    for start in progress(range(0, len(query), size), "ranking"):
-        rows = slice(start, start + size)
+    for start in progress(range(only.start, only.stop, size), "ranking"):
+        rows = slice(start, min(start + size, only.stop))
         distance = (1 - query[rows] @ database.T).clamp(min=0)  # (q, N)
         if exclude_self:
             places = torch.arange(len(distance))
@@ -262,6 +269,7 @@ def evaluate_cosine(
         for ranked, is_relevant in zip(distance.numpy(), relevant.numpy(), strict=True):
             tally.add_whole(*groups_of(ranked, is_relevant))
         check_stop()
+    tally.merge(only, ranks.collect)
     return tally.means()
 
 

@@ -7,18 +7,20 @@ records, so that a run goes on in the middle.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from data import FeatureStore, open_store
+from engine import ranks
 from engine.checkpoint import find_weights
 from engine.device import environment, open_device
-from engine.feed import block_size, encode_blocks
+from engine.feed import block_size, encode_blocks, memory_of_parts
 from engine.runs import Run
 from engine.settings import Settings, positive, setting
 from engine.systems import System, systems
@@ -102,7 +104,7 @@ def open_sources(settings: EncodeSettings, net: nn.Module) -> dict[str, Source]:
         raise BadInput(f"{config.path}: its features are {config.feature_size} wide, {found}")
     sources = {}
     for split in [config.test] if config.query_is_database else [config.test, config.query]:
-        store = open_store(config, split, settings.memory, "cpu")
+        store = open_store(config, split, memory_of_parts(settings), "cpu")
         labels = load_labels(config, split, store.n_videos)[0] if split.labels else None
         sources[split.name] = Source(store, labels)
     return sources
@@ -128,27 +130,50 @@ def encode_into(out: Path, source: Source, net: nn.Module, settings: EncodeSetti
     own = "-".join(key[:8] for key in (run.launch.id, said["digest"], said["features"]))
     part = out.with_name(f"{out.stem}-{own}.known.part")
     out.with_name(f"{out.stem}-{own}.part").unlink(missing_ok=True)  # of version 1.1: does not know the zeros
-    if is_made(out, said):
-        part.unlink(missing_ok=True)  # killed between the two
+    done = ranks.on_first(n_done)(out, part, said, block_size(device, settings), kind.itemsize)
+    if done is None:
         run.say(f"{out}: there already")
         return
-    size = block_size(device, settings)
-    done = part.stat().st_size // kind.itemsize // size * size if part.exists() else 0
-    encoded = encode_blocks(store, lambda frames, _: net.hash(frames), device, settings, "codes", done)
+    encoded = encode_blocks(
+        store, lambda frames, _: net.hash(frames), device, settings, "codes", done, torch.int8
+    )
+    write_part(part, encoded, done, kind.itemsize)
+    run.say(ranks.on_first(finish)(out, part, said, source, bits))
+
+
+def n_done(out: Path, part: Path, said: Mapping, block: int, record_bytes: int) -> int | None:
+    """How many videos were encoded before, in whole batches: others might round differently; None: all."""
+    if is_made(out, said):
+        part.unlink(missing_ok=True)  # killed between the two
+        return None
+    return part.stat().st_size // record_bytes // block * block if part.exists() else 0
+
+
+def write_part(part: Path, encoded: Iterator[Tensor], done: int, record_bytes: int) -> None:
+    """Append the records of codes, of all ranks, to the first ``done`` of a file; rank 0 does.
+
+    Raises:
+        BadInput: it cannot be written.
+    """
     try:
-        with open(part, "ab") as file:
-            os.truncate(part, done * kind.itemsize)  # to whole batches: others might round differently
+        with open(part if ranks.rank() == 0 else os.devnull, "ab") as file:
+            if ranks.rank() == 0:
+                os.truncate(part, done * record_bytes)
             for codes in encoded:
                 file.write(as_records(codes).tobytes())
     except OSError as error:
         raise BadInput(f"{part}: cannot be written: {error.strerror}") from None
-    records = np.memmap(part, kind, "r")
+
+
+def finish(out: Path, part: Path, said: Mapping, source: Source, bits: int) -> str:
+    """Make the file of codes out of its records; returns what to tell of it."""
+    records = np.memmap(part, record(bits), "r")
     if not is_made(out, said):  # meanwhile
         write_code_file(out, records, bits, source.labels, said)
     zeros = sum(int(count_zeros(records["known"][rows], bits).sum()) for rows in blocks(len(records)))
     part.unlink()
     ties = f"; {zeros} entries were 0 (frames in a tie) and count as +1" if zeros else ""
-    run.say(f"{out}: {len(store)} videos{ties}")
+    return f"{out}: {len(source.store)} videos{ties}"
 
 
 def is_made(out: Path, said: Mapping) -> bool:

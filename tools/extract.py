@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from engine import ranks
 from engine.device import check_stop, environment, open_device
 from engine.runs import Run
 from engine.settings import Settings, not_negative, positive, ratio, setting
@@ -101,6 +102,8 @@ def train_model(settings: ExtractSettings, run: Run) -> Path:
             not finite, a file cannot be written, or another extraction's files are in the way.
     """
     av = optional_package("av", "PyAV", "video")
+    if ranks.n_ranks() > 1:
+        raise BadInput("tools.extract runs in one process, with --num_workers to decode ahead of it")
     videos, splits = list_videos(expand(settings.videos), settings.split, settings.seed)
     folder = expand(settings.features_dir) / settings.name
     out = json_path(settings.name, folder)

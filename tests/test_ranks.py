@@ -1,0 +1,332 @@
+"""More than one process: what ranks exchange, and that n of them compute what one does."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from synthetic import N_TRAIN, ROOT, json_lines, run_pipeline, write_features
+
+from bth.model import Dropout, drop
+from engine import ranks
+
+
+def started(n_ranks, script, *arguments, cwd):
+    """A script, as ``torchrun`` starts it; for one rank, by itself."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_ranks}"]
+    return subprocess.Popen(
+        [sys.executable, *(launcher if n_ranks > 1 else []), str(script), *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture
+def torchrun(start, dataset, tmp_path):
+    """Start ``torchrun run.py`` with two ranks where ``start`` runs it with one."""
+    form = ["--data_set_config", dataset.path, "--device", "cpu"]
+    begun = []
+
+    def popen(*arguments):
+        begun.append(started(2, ROOT / "run.py", *form, *arguments, cwd=tmp_path / "work"))
+        return begun[-1]
+
+    yield popen
+    for process in begun:
+        process.terminate()  # the launcher takes its ranks along
+        process.communicate()
+
+
+def ended(process):
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def ours(err):
+    """What the program itself said, among what the launcher says."""
+    assert "terminate called" not in err  # by a thread of a group that is still open
+    return [line for line in err.splitlines() if line.startswith(("error:", "stopped;"))]
+
+
+EXCHANGES = """
+import torch
+from torch import nn
+from engine import ranks
+
+with ranks.joined():
+    r, n = ranks.rank(), ranks.n_ranks()
+    assert ranks.total(torch.tensor([r, 1.0])).tolist() == [3.0, 3.0]
+    assert ranks.agreed(r, -r) == [2, 0]
+    for n_rows in (0, 1, 2, 3, 7):
+        rows = torch.arange(n_rows)
+        assert torch.equal(ranks.gather(rows[ranks.share(n_rows)], n_rows), rows)
+
+    # Work of rank 0, nested; its result and its exception are everybody's.
+    twice = ranks.on_first(lambda: 2 * ranks.on_first(lambda: [r])())
+    assert twice() == [0, 0]
+    try:
+        ranks.on_first(lambda: int("none"))()
+    except ValueError as error:
+        assert "none" in str(error)
+    else:
+        raise AssertionError
+
+    # A loss over all pairs and a mean, through a network of which a part is not used; small buckets.
+    ranks.BUCKET_BYTES = 100
+    for n_videos in (2, 7):
+        torch.manual_seed(0)
+        x = torch.randn(n_videos, 5, dtype=torch.float64)
+        nets = [nn.ModuleList([nn.Linear(5, 4), nn.Linear(3, 3), nn.Linear(4, 2)]).double() for _ in range(2)]
+        nets[1].load_state_dict(nets[0].state_dict())
+
+        def loss(net, x, gather):
+            h = net[2](net[0](x).tanh())
+            return (gather(h) @ gather(h).T).exp().mean() + h.square().mean()
+
+        loss(nets[0], x, lambda rows: rows).backward()
+        sums = ranks.GradientSum(nets[1].parameters())
+        assert len(sums.buckets) > 1
+        part = ranks.Part.of(n_videos)
+        (part.weight * loss(nets[1], x[part.rows], part.gather)).backward()
+        sums.finish()
+        for one, other in zip(nets[0].parameters(), nets[1].parameters()):
+            assert (one.grad is None) == (other.grad is None)
+            if one.grad is not None:
+                assert (one.grad - other.grad).abs().max() < 1e-14, (one.grad, other.grad)
+    print("rank", r)
+"""
+
+
+def test_what_ranks_exchange(tmp_path):
+    (tmp_path / "script.py").write_text(EXCHANGES)
+    status, out, err = ended(started(3, "script.py", cwd=tmp_path))
+    assert status == 0, err
+    assert out.splitlines() == ["rank 0"]  # it speaks for all
+
+
+@pytest.mark.parametrize("n_rows", [1, 3, 8, 100])
+@pytest.mark.parametrize("n", [1, 2, 3, 7])
+def test_shares_are_contiguous_and_even(monkeypatch, n, n_rows):
+    monkeypatch.setenv("WORLD_SIZE", str(n))
+    monkeypatch.setenv("RANK", "0")
+    shares = [ranks.share(n_rows, number) for number in range(n)]
+    assert [row for each in shares for row in range(each.start, each.stop)] == list(range(n_rows))
+    sizes = [each.stop - each.start for each in shares]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_single_process_has_no_group(monkeypatch):
+    monkeypatch.setattr("torch.distributed.init_process_group", None)
+    with ranks.joined():
+        part = ranks.Part.of(5)
+        assert (part.rows, part.weight) == (slice(0, 5), 1.0)
+        assert ranks.agreed(3, 4) == [3, 4]
+        assert ranks.GradientSum([]).n_bytes == 0
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.0])
+def test_dropout_does_not_depend_on_how_a_batch_is_cut(probability):
+    x = torch.randn(2, 7, 3, 5)  # first videos of 7 pairs, and their partners
+    torch.manual_seed(0)
+    expected = drop(x.flatten(0, 1), Dropout(probability)).view_as(x)
+    for rows in (slice(0, 2), slice(2, 7), slice(0, 7)):
+        torch.manual_seed(0)
+        found = drop(x[:, rows].flatten(0, 1), Dropout(probability, rows, 7))
+        assert torch.equal(found, expected[:, rows].flatten(0, 1))
+
+
+STEPS = """
+import sys
+import torch
+from engine import ranks
+from engine.launch import launch
+from pipeline import train_model
+from run import settings
+
+ranks.BUCKET_BYTES = 2000
+gradients = []
+
+def keep(adam, *_):  # instead of a step: every batch is one of the first weights
+    gradients.append([weight.grad for group in adam.param_groups for weight in group["params"]])
+
+torch.optim.Adam.step = keep
+with ranks.joined():
+    for stage in (["train", "--weight_path", sys.argv[2]], ["pretrain"], ["bth.train"], ["bth.pretrain"]):
+        options = ["--stage", *stage, "--max_iter", "1", "1", "--batch_size", "9", "--device", "cpu"]
+        assert launch(train_model, settings, ["--data_set_config", sys.argv[1], *options]) == 0
+    if ranks.rank() == 0:
+        torch.save(gradients, "gradients.pth")
+"""
+
+
+def test_each_pass_has_the_losses_and_gradients_of_one_process(start, dataset, tmp_path):
+    """Batches of 9, 9 and 2 videos: uneven parts, and with three ranks an empty one."""
+    assert start("--stage", "pretrain")[0] == 0
+    run_pipeline(start)
+    (tmp_path / "script.py").write_text(STEPS)
+    pretrained = tmp_path / "work/weight/1_16.pth"
+    found = {}
+    for n in (1, 2, 3):
+        folder = tmp_path / str(n)
+        shutil.copytree(tmp_path / "work", folder)
+        status, _, err = ended(started(n, tmp_path / "script.py", dataset.path, pretrained, cwd=folder))
+        assert status == 0, err
+        logs = [json_lines(folder / f"log/{number}.jsonl") for number in range(6, 10)]
+        losses = [event["losses"] for log in logs for event in log if event["event"] == "epoch"]
+        found[n] = losses, torch.load(folder / "gradients.pth")
+    losses, gradients = found[1]
+    assert [list(terms) for terms in losses] == [
+        ["clustering", "cluster-guided", "contrastive"],
+        ["reconstruction"],
+        ["pairs"],
+        ["mask"],
+    ]
+    assert len(gradients) == 5 * 3
+    for n in (2, 3):
+        for one, other in zip(losses, found[n][0], strict=True):
+            for name, terms in one.items():
+                assert other[name] == pytest.approx(terms, rel=1e-6)
+        for step, (one, other) in enumerate(zip(gradients, found[n][1], strict=True)):
+            assert [each is None for each in one] == [each is None for each in other]
+            pairs = [(a, b) for a, b in zip(one, other, strict=True) if a is not None]
+            largest = max(a.abs().max() for a, _ in pairs)
+            for a, b in pairs:  # but what cancels (of a key's bias: all) is the rounding of its summands
+                assert (a - b).abs().max() <= 1e-5 * a.abs().max() + 1e-8 * largest, (n, step, a.shape)
+
+
+def processes(launcher):
+    """The process of every rank, by its number."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    found = {}
+    for child in children:
+        entries = Path(f"/proc/{child}/environ").read_text().split("\0")
+        found |= {int(each.removeprefix("RANK=")): int(child) for each in entries if each.startswith("RANK=")}
+    return found
+
+
+def until_it_trains(folder):
+    """Wait for the first epoch in the log of run 1."""
+    for _ in range(600):
+        path = folder / "log/1.jsonl"
+        if path.exists() and '"epoch"' in path.read_text():
+            return
+        time.sleep(0.05)
+    raise AssertionError
+
+
+class TestPipeline:
+    def test_a_killed_rank_ends_the_run_which_one_process_resumes(self, torchrun, start, dataset, tmp_path):
+        dataset.change(run=dataset.content["run"] | {"max_iter": [40, 1]})
+        process = torchrun("--checkpoint_minutes", 1e-9)
+        until_it_trains(tmp_path / "work")
+        os.kill(processes(process.pid)[1], signal.SIGKILL)
+        status, _, err = ended(process)
+        assert status != 0
+        (line,) = ours(err)
+        assert line.startswith("error: rank 0 of 2 has lost another one (")
+        assert line.endswith("to go on with it: python run.py --resume 1")
+        status, out, err = start("--resume")
+        assert (status, err) == (0, "")
+        assert "resumed run 1 in epoch" in out
+        assert sorted(path.name for path in (tmp_path / "work/weight").iterdir()) == ["1_16.pth", "2_16.pth"]
+        events = json_lines(tmp_path / "work/log/1.jsonl")
+        assert [event["epoch"] for event in events if event["event"] == "epoch"] == list(range(1, 41))
+        assert events[1]["ranks"] == 2
+
+    def test_sigterm_saves_and_stops_all_ranks_and_two_resume(self, torchrun, start, dataset, tmp_path):
+        dataset.change(run=dataset.content["run"] | {"max_iter": [40, 2]})
+        process = torchrun()
+        until_it_trains(tmp_path / "work")
+        process.send_signal(signal.SIGTERM)
+        status, _, err = ended(process)
+        assert status != 0
+        assert ours(err) == ["stopped; to go on with it: python run.py --resume 1"]
+        saved = torch.load(tmp_path / "work/weight/1_16.part.pth")
+        assert saved["position"][0] > 0
+        status, out, err = ended(torchrun("--resume"))
+        assert status == 0, err
+        assert "resumed run 1 in epoch" in out
+        assert "pre-trained" in out
+        assert start("--stage", "pretrain")[0] == 0  # the same in one process
+        one, other = (json_lines(tmp_path / f"work/log/{n}.jsonl")[2:-1] for n in (4, 1))
+        first, later = ([log[n]["losses"]["reconstruction"]["reconstruction"] for log in (one, other)]
+                        for n in (0, -1))  # fmt: skip
+        assert first[0] == pytest.approx(first[1], rel=1e-6)
+        assert later[0] == pytest.approx(later[1], rel=0.02)
+
+    def test_bth_leaves_what_one_process_leaves(self, torchrun, start, tmp_path):
+        status, out, err = ended(torchrun("--stage", "bth.pipeline"))
+        assert status == 0, err
+        run_pipeline(start, "--result_weight_dir", "other")
+        logs = [[json_lines(tmp_path / f"work/log/{first + n}.jsonl") for n in range(4)] for first in (1, 5)]
+        names = [[[event["event"] for event in log] for log in each] for each in logs]
+        assert names[0] == names[1]
+        two, one = (
+            [event["losses"] for log in each for event in log if event["event"] == "epoch"] for each in logs
+        )
+        assert two[0]["mask"] == pytest.approx(one[0]["mask"], rel=1e-6)
+        for a, b in zip(two, one, strict=True):
+            for name, terms in a.items():
+                assert terms == pytest.approx(b[name], rel=0.02)
+
+
+def test_an_error_of_one_rank_alone_is_said_once(torchrun, dataset, tmp_path):
+    features = dataset.features["train"].copy()
+    features[-1, 2, 5] = float("nan")  # of the second rank's part in the first batch, or of the first's
+    write_features(dataset.folder / "train.h5", features)
+    status, _, err = ended(torchrun("--stage", "pretrain", "--memory", "disk"))
+    assert status != 0
+    (line,) = ours(err)
+    assert line.endswith(f"train.h5: video {N_TRAIN - 1}, frame 2: not finite")
+    assert "exitcode  : 2" in err
+
+
+TOOLS = """
+import sys
+from engine import ranks
+from engine.launch import launch
+from pipeline import train_model
+from run import settings
+
+stages = [["test"], ["bth.test"], ["tools.encode"]]
+stages += [["tools.baseline", "--method", method] for method in ("mean", "lsh", "itq")]
+with ranks.joined():
+    for stage in stages:
+        options = ["--stage", *stage, "--batch_size", "40", "--device", "cpu"]
+        assert launch(train_model, settings, ["--data_set_config", sys.argv[1], *options]) == 0
+"""
+
+
+def test_tests_and_tools_leave_the_same_bytes(start, dataset, tmp_path):
+    """Batches of 40, 40 and 24 videos, and one of 6."""
+    assert start("--stage", "pretrain")[0] == 0
+    assert start("--stage", "bth.pretrain")[0] == 0
+    (tmp_path / "script.py").write_text(TOOLS)
+    found = {}
+    for n in (1, 2, 3):
+        folder = tmp_path / str(n)
+        shutil.copytree(tmp_path / "work", folder)
+        status, out, err = ended(started(n, tmp_path / "script.py", dataset.path, cwd=folder))
+        assert status == 0, err
+        results = [json_lines(folder / f"log/{number}.jsonl")[-2] for number in (3, 4, 6, 7, 8)]
+        for result in results:
+            for key in ("time", "launch"):
+                del result[key]
+        files = [*sorted((folder / "result").glob("*.h5")), *sorted((folder / "code").iterdir())]
+        assert len(files) == 10
+        found[n] = results, {path.name: path.read_bytes() for path in files}, shown(out)
+    assert found[2] == found[1]
+    assert found[3] == found[1]
+
+
+def shown(out):
+    """What a run told the terminal of itself, but for the line that names the ranks."""
+    return [line for line in out.splitlines() if " on " not in line]
