@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from formats.files import BadInput
+
 TIMEOUT = timedelta(minutes=30)  # of a wait for other ranks: the longest that rank 0 works alone is shorter
 BUCKET_BYTES = 8 << 20  # gradients that are summed at a time, while the backward pass goes on
 
@@ -31,17 +33,17 @@ class RankLost(Exception):
 
 def rank() -> int:
     """Which rank this process is, from 0."""
-    return int(os.environ.get("RANK", 0))
+    return int(os.environ["RANK"]) if n_ranks() > 1 else 0
 
 
 def n_ranks() -> int:
-    """How many there are."""
+    """How many there are; 1 where a scheduler or a shell has set but one of the two variables."""
     return int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
 
 
 def local_rank() -> int:
     """Which of the ranks on this machine it is: the number of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", 0))
+    return int(os.environ.get("LOCAL_RANK", 0)) if n_ranks() > 1 else 0
 
 
 @contextlib.contextmanager
@@ -49,12 +51,18 @@ def joined() -> Iterator[None]:
     """Meet the other ranks, and part from them; meanwhile rank 0 alone speaks on the terminal.
 
     Raises:
+        BadInput: nothing says where to meet: the processes are not torchrun's.
         RankLost: the others do not come.
     """
     global _says
     if n_ranks() == 1 or dist.is_initialized():
         yield
         return
+    if missing := {"MASTER_ADDR", "MASTER_PORT"} - os.environ.keys():
+        raise BadInput(
+            f"RANK and WORLD_SIZE are set, {min(missing)} is not: start several processes by torchrun, "
+            "or unset them for a single one"
+        )
     if (cuda := torch.cuda.is_available()) and local_rank() < torch.cuda.device_count():
         torch.cuda.set_device(local_rank())
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
