@@ -8,6 +8,7 @@ batch, gradients are summed over the ranks, and rank 0 alone decides and writes.
 import contextlib
 import functools
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ def joined() -> Iterator[None]:
     if (cuda := torch.cuda.is_available()) and local_rank() < torch.cuda.device_count():
         torch.cuda.set_device(local_rank())
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    with _exchange():
+    with _exchange(), _mortal():
         dist.init_process_group(backend, store=_store(), rank=rank(), world_size=n_ranks(), timeout=TIMEOUT)
     try:
         with open(os.devnull, "w") as nowhere, contextlib.ExitStack() as silence:
@@ -81,6 +82,17 @@ def joined() -> Iterator[None]:
     finally:
         dist.destroy_process_group()
         _store.cache_clear()
+
+
+@contextlib.contextmanager
+def _mortal() -> Iterator[None]:
+    """Let SIGINT and SIGTERM end this process at once: nobody looks at STOP while it waits for others."""
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 @functools.cache
