@@ -233,8 +233,8 @@ class FeatureStore:
         self.nbytes = int(np.prod(self.shape)) * self.dtype.itemsize
         self.loaded: Tensor | None = None
         self.unpacked: list[Path] = []  # files read from an unpacked copy
-        n_sets = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # every rank on this machine loads its own
-        if memory == "ram" or (memory == "auto" and n_sets * self.nbytes < free_memory() / 2):
+        self.n_sets = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # every rank on this machine loads its own
+        if memory == "ram" or (memory == "auto" and self.n_sets * self.nbytes < free_memory() / 2):
             self.load(device)
         elif scratch is not None:
             self.unpacked = [file.path for file in self.files if not file.in_place]
@@ -246,12 +246,13 @@ class FeatureStore:
         Raises:
             BadInput: there is not enough memory, or the files cannot be read.
         """
-        free = free_memory()
+        free, needed = free_memory(), self.n_sets * self.nbytes
+        each = f" ({self.n_sets} ranks, each its own)" if self.n_sets > 1 else ""
         too_large = BadInput(
-            f"{self.paths[0]}: with 'memory' ram the {len(self)} videos need {self.nbytes / 1e9:.1f} GB, "
+            f"{self.paths[0]}: with 'memory' ram the {len(self)} videos need {needed / 1e9:.1f} GB{each}, "
             f"{free / 1e9:.1f} GB are free; set 'memory' to disk"
         )
-        if self.nbytes > free:
+        if needed > free:
             raise too_large
         try:
             self.loaded = torch.empty(self.shape, dtype=torch.float16 if self.dtype == np.float16 else None)

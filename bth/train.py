@@ -11,6 +11,7 @@ from bth.model import cluster_loss, neighborhood_loss
 from bth.pairs import draw_disturbance, draw_pairs, read_disturbed
 from bth.prepared import Prepared
 from bth.settings import BTHSettings, fresh_network, learning_rate
+from engine import ranks
 from engine.checkpoint import find_weights, load_weights
 from engine.device import environment, open_device
 from engine.feed import Batch, Fetch, open_training_set
@@ -40,7 +41,7 @@ def train_model(settings: BTHSettings, run: Run, mask_only: Path | None = None) 
     config, device, bth = settings.config, open_device(settings), settings.bth
     store = open_training_set(settings, device)
     prepared = Prepared(settings, len(store))
-    prepared.check(mask_only)
+    ranks.on_first(prepared.check)(mask_only)  # reads the latents, which the others do without
     anchors, pseudo_label, similarity = prepared.anchors, prepared.pseudo_label, prepared.similarity
     path = run.started_with("weights")
     if path is None and settings.weight_path is not None:

@@ -8,6 +8,7 @@ batch, gradients are summed over the ranks, and rank 0 alone decides and writes.
 import contextlib
 import functools
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from formats.files import BadInput
 
 TIMEOUT = timedelta(minutes=30)  # of a wait for other ranks: the longest that rank 0 works alone is shorter
 BUCKET_BYTES = 8 << 20  # gradients that are summed at a time, while the backward pass goes on
@@ -31,17 +34,17 @@ class RankLost(Exception):
 
 def rank() -> int:
     """Which rank this process is, from 0."""
-    return int(os.environ.get("RANK", 0))
+    return int(os.environ["RANK"]) if n_ranks() > 1 else 0
 
 
 def n_ranks() -> int:
-    """How many there are."""
+    """How many there are; 1 where a scheduler or a shell has set but one of the two variables."""
     return int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
 
 
 def local_rank() -> int:
     """Which of the ranks on this machine it is: the number of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", 0))
+    return int(os.environ.get("LOCAL_RANK", 0)) if n_ranks() > 1 else 0
 
 
 @contextlib.contextmanager
@@ -49,16 +52,22 @@ def joined() -> Iterator[None]:
     """Meet the other ranks, and part from them; meanwhile rank 0 alone speaks on the terminal.
 
     Raises:
+        BadInput: nothing says where to meet: the processes are not torchrun's.
         RankLost: the others do not come.
     """
     global _says
     if n_ranks() == 1 or dist.is_initialized():
         yield
         return
+    if missing := {"MASTER_ADDR", "MASTER_PORT"} - os.environ.keys():
+        raise BadInput(
+            f"RANK and WORLD_SIZE are set, {min(missing)} is not: start several processes by torchrun, "
+            "or unset them for a single one"
+        )
     if (cuda := torch.cuda.is_available()) and local_rank() < torch.cuda.device_count():
         torch.cuda.set_device(local_rank())
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    with _exchange():
+    with _exchange(), _mortal():
         dist.init_process_group(backend, store=_store(), rank=rank(), world_size=n_ranks(), timeout=TIMEOUT)
     try:
         with open(os.devnull, "w") as nowhere, contextlib.ExitStack() as silence:
@@ -73,6 +82,17 @@ def joined() -> Iterator[None]:
     finally:
         dist.destroy_process_group()
         _store.cache_clear()
+
+
+@contextlib.contextmanager
+def _mortal() -> Iterator[None]:
+    """Let SIGINT and SIGTERM end this process at once: nobody looks at STOP while it waits for others."""
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 @functools.cache

@@ -278,6 +278,60 @@ class TestPipeline:
                 assert terms == pytest.approx(b[name], rel=0.02)
 
 
+AGAIN = """
+import os
+import sys
+from bth.prepared import Prepared
+from engine import ranks
+from engine.launch import launch
+from pipeline import train_model
+from run import settings
+
+if os.environ["RANK"] == "1":
+    Prepared.latents = None  # rank 0 alone reads them, who makes the other files of them
+with ranks.joined():
+    for folder in ("first", "second"):
+        options = ["--stage", "bth.pipeline", "--device", "cpu", "--result_weight_dir", folder]
+        assert launch(train_model, settings, ["--data_set_config", sys.argv[1], *options]) == 0
+"""
+
+
+def test_as_many_ranks_leave_the_same_bits_again(dataset, tmp_path):
+    (tmp_path / "script.py").write_text(AGAIN)
+    status, _, err = ended(started(2, "script.py", dataset.path, cwd=tmp_path))
+    assert status == 0, err
+    first, second = (torch.load(tmp_path / name)["model"] for name in ("first/3_16.pth", "second/7_16.pth"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+MEETS = """
+import os
+import sys
+import time
+from pathlib import Path
+from engine.launch import exit_status
+
+if os.environ["RANK"] == "1":
+    time.sleep(100)
+Path("waits").touch()
+sys.exit(exit_status(lambda: None))
+"""
+
+
+def test_sigterm_ends_a_rank_that_waits_for_another_to_come(tmp_path):
+    (tmp_path / "script.py").write_text(MEETS)
+    process = started(2, "script.py", cwd=tmp_path)
+    for _ in range(600):
+        if (tmp_path / "waits").exists():
+            break
+        time.sleep(0.05)
+    begun = time.monotonic()
+    process.terminate()
+    assert ended(process)[0] != 0
+    assert time.monotonic() - begun < 20  # torchrun kills after 30
+
+
 def test_an_error_of_one_rank_alone_is_said_once(torchrun, dataset, tmp_path):
     features = dataset.features["train"].copy()
     features[-1, 2, 5] = float("nan")  # of the second rank's part in the first batch, or of the first's

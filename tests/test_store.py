@@ -202,6 +202,11 @@ class TestReading:
         for n_ranks, fits in ((1, True), (2, True), (3, False)):
             monkeypatch.setenv("LOCAL_WORLD_SIZE", str(n_ranks))
             assert (FeatureStore([tmp_path / "a.h5"], L, D, "auto").loaded is not None) == fits
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "6")
+        with pytest.raises(
+            BadInput, match=r"a.h5: with 'memory' ram the 23 videos need .*\(6 ranks, each its own\)"
+        ):
+            FeatureStore([tmp_path / "a.h5"], L, D, "ram")
 
     def test_videos_that_end_in_zeros_are_counted(self, tmp_path):
         array = features()
