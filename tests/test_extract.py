@@ -343,7 +343,7 @@ class TestGoesOn:
         read = tools.decoding.read_frames
 
         def signalled(path, *others):
-            if path.name == "clip 5 é.mp4":
+            if path.name == "clip0.avi":  # the first: it is waited for
                 for process in (os.getppid(), os.getpid()):
                     os.kill(process, signal.SIGTERM)
             return read(path, *others)
