@@ -20,6 +20,8 @@ from formats.dataset import load_config
 from formats.labels import load_labels
 from formats.video import choose
 from tools import inspect
+from tools.decoding import Clips
+from tools.listing import list_videos
 
 need("av")
 Image = need("PIL.Image")
@@ -464,6 +466,17 @@ class TestFailures:
         assert f"{tmp_path / 'bad.mp4'},its decoder crashed" in read_lines("skipped.csv")
         assert len(read_lines("skipped.csv")) == 1 + 3
         assert len(read_lines("train_names.txt")) == 8
+
+    def test_a_decoder_that_dies_disturbs_only_who_waits_for_it(self, clips):
+        """Else the signal would raise in the middle of what ranks exchange, and leave them out of step."""
+        videos = list_videos(clips / "list.csv", (), 0)[0]
+        decoded = Clips(videos, N_FRAMES, np.asarray, n_processes=1)
+        batches = decoded.batches([range(1), range(1, 2)])
+        next(batches)
+        pid = int(decoded.under_way[0, 0])
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        batches.close()
 
     def test_too_many(self, extract, start):
         status, _, err = extract(max_failures=0.1, batch_size=2)
