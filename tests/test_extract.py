@@ -1,17 +1,19 @@
 """From clips to a dataset: what is written, in which order, what is skipped, where a killed run goes on."""
 
 import csv
+import gc
 import json
 import os
+import shutil
 import signal
 import sys
-from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
 from clips import BITS, write_clip
-from synthetic import need
+from synthetic import ROOT, json_lines, need
+from test_ranks import ended, ours, started
 
 import tools.decoding
 import tools.extract
@@ -19,24 +21,32 @@ from formats.dataset import load_config
 from formats.labels import load_labels
 from formats.video import choose
 from tools import inspect
+from tools.decoding import Clips
+from tools.listing import list_videos
 
 need("av")
 Image = need("PIL.Image")
 
 # A backbone of the user's: the bars of a frame, ten grey values in [0, 1]. Its DIES_AT-th call kills the
-# process, and so does a frame with a number from 896 on.
+# process (of several ranks, the second), and so does a frame with a number from 896 on. Its STOPS_AT-th call
+# in the second rank has the launcher stop all.
 BARS = """
-import os, signal
+import os, signal, time
 import numpy as np
 from torch import nn
+from engine.device import STOP
 
 class Bars(nn.Module):
     calls = 0
 
     def forward(self, x):
         Bars.calls += 1
-        if Bars.calls == int(os.environ.get("DIES_AT", 0)):
+        if os.environ.get("RANK", "1") == "1" and Bars.calls == int(os.environ.get("DIES_AT", 0)):
             os.kill(os.getpid(), signal.SIGKILL)
+        if os.environ.get("RANK") == "1" and Bars.calls == int(os.environ.get("STOPS_AT", 0)):
+            os.kill(os.getppid(), signal.SIGTERM)
+            while not STOP.number:
+                time.sleep(0.01)
         return x[:, 0, 0] / 255
 
 def prepare(image):
@@ -332,6 +342,121 @@ class TestGoesOn:
         path.write_text("\n".join(["file,split", *rows[1:]]))
         assert "features/x/extract.part.jsonl: was begun with other videos" in start("--resume")[2]
 
+    def test_a_signal_to_all_processes_is_no_fault_of_a_video(self, extract, start, calm, monkeypatch):
+        read = tools.decoding.read_frames
+
+        def signalled(path, *others):
+            if path.name == "clip0.avi":  # the first: it is waited for
+                for process in (os.getppid(), os.getpid()):
+                    os.kill(process, signal.SIGTERM)
+            return read(path, *others)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(tools.decoding, "read_frames", signalled)
+            assert extract(num_workers=1, batch_size=1)[0] == 128 + signal.SIGTERM
+        gc.collect()  # frames that an error holds: the run's lock goes with them, else with the process
+        assert start("--resume")[0] == 0
+        assert everything("x") == calm
+
+
+JOBS = """
+import json, sys
+from engine import ranks
+from engine.launch import launch
+from pipeline import train_model
+from run import settings
+
+with ranks.joined():
+    for arguments in json.loads(sys.argv[1]):
+        print("status", launch(train_model, settings, arguments), file=sys.stderr)
+"""
+
+
+class TestRanks:
+    def test_any_number_leaves_the_same_bytes_and_errors(self, clips, tmp_path, monkeypatch):
+        """Seven and eight batches: in the last round, some ranks have none."""
+        write_clip(tmp_path / "bad.mp4", [900] * 3, "mpeg4")
+        rows = [f"{clips / row['file']},{row['split']},{row['class']}" for row in listed(clips)]
+        rows[5:5] = [f"{tmp_path / 'bad.mp4'},train,"]
+        nothing = [f"{clips / name},train," for name in ("none.mp4", "neither.mp4")]  # a first batch of these
+        for name, lines in (("crash", rows), ("late", [*nothing, *rows])):
+            (tmp_path / f"{name}.csv").write_text("\n".join(["file,split,class", *lines]))
+        (tmp_path / "jobs.py").write_text(JOBS)
+
+        def job(**options):
+            given = {"stage": "tools.extract", "batch_size": 2, "device": "cpu", **DEFAULTS, **options}
+            return [str(each) for each in as_arguments(given)]
+
+        jobs = [
+            job(videos=tmp_path / "crash.csv"),
+            job(videos=clips / "list.csv", name="y", max_failures=0.1),
+            ["--resume", "--max_failures", "0.2", "--device", "cpu"],
+            job(videos=tmp_path / "late.csv", name="z", backbone="barsbackbone:huge"),
+            job(videos=tmp_path / "late.csv", name="z2", backbone="barsbackbone:growing"),
+        ]
+        found = {}
+        for n in (1, 2, 3):
+            (folder := tmp_path / str(n)).mkdir()
+            (folder / "barsbackbone.py").write_text(BARS)
+            monkeypatch.chdir(folder)
+            _, _, err = ended(started(n, tmp_path / "jobs.py", json.dumps(jobs), cwd=folder))
+            said = [line for line in err.splitlines() if line.startswith(("error:", "status"))]
+            found[n] = said, everything("x"), everything("y")
+        said, files, _ = found[1]
+        assert [line[-1] for line in said if line.startswith("status")] == ["0", "2", "0", "2", "2"]
+        assert "bad.mp4,its decoder crashed" in files["skipped.csv"].decode()
+        assert found[2] == found[1]
+        assert found[3] == found[1]
+
+    @pytest.fixture
+    def calm(self, extract):
+        """What one process leaves, put away."""
+        extract()
+        files = everything("x")
+        shutil.move("features/x", "features/calm")
+        os.remove("Json/x.json")
+        return files
+
+    @pytest.fixture
+    def torchrun(self, clips, dataset, tmp_path):
+        """Extract the list, or resume, with n ranks; gives (status, stdout, stderr)."""
+
+        def torchrun(n, *arguments):
+            options = {"stage": "tools.extract", "videos": clips / "list.csv", "batch_size": 1} | DEFAULTS
+            form = ["--data_set_config", dataset.path, "--device", "cpu"]
+            return ended(
+                started(
+                    n, ROOT / "run.py", *form, *(arguments or as_arguments(options)), cwd=tmp_path / "work"
+                )
+            )
+
+        return torchrun
+
+    def test_sigterm_stops_all_and_one_process_resumes(self, torchrun, start, calm, monkeypatch):
+        monkeypatch.setenv("STOPS_AT", "4")  # the first call is the probe, then come two a clip
+        status, _, err = torchrun(2)
+        assert status != 0
+        assert ours(err) == ["stopped; to go on with it: python run.py --resume 2"]
+        assert 2 <= len(json_lines("features/x/extract.part.jsonl")[1:]) < 14
+        assert start("--resume")[0] == 0
+        assert everything("x") == calm
+
+    def test_a_killed_rank_ends_the_run_which_three_resume(self, torchrun, calm, monkeypatch):
+        monkeypatch.setenv("DIES_AT", "6")
+        status, _, err = torchrun(2)
+        assert status != 0
+        (line,) = ours(err)
+        assert line.startswith("error: rank 0 of 2 has lost another one (")
+        assert line.endswith("to go on with it: python run.py --resume 2")
+        monkeypatch.delenv("DIES_AT")
+        with open("features/x/extract.part.jsonl", "rb+") as file:  # back into the middle of a round
+            lines = file.readlines()
+            file.truncate(sum(map(len, lines[:-1])))
+        assert 0 < len(lines) - 2 < 12
+        assert len(lines) % 2
+        assert torchrun(3, "--resume")[0] == 0
+        assert everything("x") == calm
+
 
 class TestFailures:
     def test_a_decoder_that_crashes_costs_its_video_alone(self, extract, clips, tmp_path):
@@ -343,6 +468,17 @@ class TestFailures:
         assert f"{tmp_path / 'bad.mp4'},its decoder crashed" in read_lines("skipped.csv")
         assert len(read_lines("skipped.csv")) == 1 + 3
         assert len(read_lines("train_names.txt")) == 8
+
+    def test_a_decoder_that_dies_disturbs_only_who_waits_for_it(self, clips):
+        """Else the signal would raise in the middle of what ranks exchange, and leave them out of step."""
+        videos = list_videos(clips / "list.csv", (), 0)[0]
+        decoded = Clips(videos, N_FRAMES, np.asarray, n_processes=1)
+        batches = decoded.batches([range(1), range(1, 2)])
+        next(batches)
+        pid = int(decoded.under_way[0, 0])
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        batches.close()
 
     def test_too_many(self, extract, start):
         status, _, err = extract(max_failures=0.1, batch_size=2)
@@ -419,14 +555,6 @@ class TestRefusals:
         assert open("Json/x.json").read() == "{}"
         assert not os.path.exists("features")
         assert not os.path.exists("log")
-
-    def test_several_ranks(self, extract, monkeypatch):
-        monkeypatch.setattr("tools.extract.ranks", SimpleNamespace(n_ranks=lambda: 2))
-        assert (
-            extract()[2]
-            == "error: tools.extract runs in one process, with --num_workers to decode ahead of it\n"
-        )
-        assert not os.path.exists("features")
 
     def test_where_json_cannot_be_written(self, extract):
         open("Json", "w").close()

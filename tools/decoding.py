@@ -3,14 +3,15 @@
 import io
 import os
 import re
+import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Subset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from formats.files import BadInput
 from formats.video import Undecodable, read_frames
@@ -27,6 +28,18 @@ class Seen(NamedTuple):
     missing: int  # frames, as in ``formats.video.Clip``
 
 
+class DecoderDied(Exception):
+    """A process that decodes has died.
+
+    Args:
+        videos: numbers of those that it may have died of.
+    """
+
+    def __init__(self, videos: set[int]):
+        super().__init__(videos)
+        self.videos = videos
+
+
 class Clips(Dataset):
     """Videos as a network wants them.
 
@@ -35,6 +48,9 @@ class Clips(Dataset):
         n_frames: L of each.
         prepare: makes a PIL image an array (C, H, W), the same shape of all.
         n_processes: that decode; 0: this one does.
+
+    Attributes:
+        crashed: numbers of the videos that are not to be tried again.
     """
 
     def __init__(
@@ -45,12 +61,35 @@ class Clips(Dataset):
         # (pid, video) of every process, for when it dies
         self.under_way = torch.full((max(1, n_processes), 2), -1).share_memory_()
 
-    def batches(self, first: int, size: int) -> DataLoader:
-        """All videos from ``first`` on, as lists of ``size``; a process that dies is a RuntimeError."""
-        rest = Subset(self, range(first, len(self.videos)))
-        return DataLoader(
-            rest, size, num_workers=self.n_processes, collate_fn=list, worker_init_fn=end_with_parent
-        )
+    def batches(self, places: Sequence[range]) -> Iterator[list[Seen | str | BadInput]]:
+        """The videos of each batch, decoded ahead.
+
+        PyTorch's handler of SIGCHLD raises wherever this process is, in an exchange of the ranks, too. So it
+        is in place only while a batch is waited for; of a process that dies meanwhile, the wait tells.
+
+        Raises:
+            DecoderDied: a process has.
+        """
+        handler = signal.SIG_DFL
+        try:
+            loader = DataLoader(
+                self,
+                batch_sampler=places,
+                num_workers=self.n_processes,
+                collate_fn=list,
+                worker_init_fn=end_with_parent,
+            )
+            ahead = iter(loader)
+            handler = signal.getsignal(signal.SIGCHLD)
+            for _ in places:
+                signal.signal(signal.SIGCHLD, handler)
+                batch = next(ahead)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                yield batch
+        except RuntimeError as error:
+            raise self.death(error) from None
+        finally:
+            signal.signal(signal.SIGCHLD, handler)
 
     def __getitem__(self, number: int) -> Seen | str | BadInput:
         """Video ``number``; why it cannot be used; or what is wrong with ``prepare``.
@@ -70,8 +109,8 @@ class Clips(Dataset):
             return BadInput(f"{path}: {error}")
         return Seen(np.stack(clip.frames), thumbnail(clip.middle), clip.missing)
 
-    def note_crash(self, error: RuntimeError) -> None:
-        """Remember the video that a process died of.
+    def death(self, error: RuntimeError) -> DecoderDied:
+        """What PyTorch says of a process that died, with the video it was at.
 
         Raises:
             RuntimeError: it is another error.
@@ -80,7 +119,7 @@ class Clips(Dataset):
         found = {video for pid, video in self.under_way.tolist() if str(pid) in pids} - self.crashed
         if not found:
             raise error
-        self.crashed |= found
+        return DecoderDied(found)
 
 
 def end_with_parent(_: int) -> None:

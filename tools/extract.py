@@ -8,9 +8,9 @@ F/<split>_names.txt    line i the name of video i, and F/thumbnails/<name>.jpg
 F/skipped.csv          videos that could not be used, and why
 Json/NAME.json         the dataset; where Json cannot be written to, F/NAME.json
 
-Processes decode ahead of the network. Batches are cut from the list by position, and of each its features and
-then, in one line, its outcome are appended to two files in F: a run that was killed goes on behind the last
-line, with the same batches, so that all files become the same bytes.
+Processes decode ahead of the network. Batches are cut from the list by position; ranks take them in turn, one
+each a round, and what they made of them is kept in order (``tools/underway.py``). A run that was killed goes
+on behind that with the same batches, on any number of ranks, so that all files become the same bytes.
 """
 
 import csv
@@ -19,7 +19,7 @@ import json
 import math
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -35,10 +35,12 @@ from engine.settings import Settings, not_negative, positive, ratio, setting
 from engine.systems import System
 from formats.dataset import SPLITS
 from formats.files import BadInput, check_folder, expand, optional_package, progress, write_whole
+from formats.recipe import Recipe
 from tools.backbones import Backbone, open_backbone
-from tools.decoding import Clips, Seen
+from tools.decoding import Clips, DecoderDied, Seen
 from tools.listing import Video, list_videos
 from tools.newdataset import dataset_json, write_features, write_names_and_labels
+from tools.underway import Outcome, Work
 
 RULE = "frame floor((i + 1/2) n / L) of n, for i in 0..L-1"
 # Frames that go through a network at a time: more leave the caches (a hundred ran at a third of the speed).
@@ -102,16 +104,11 @@ def train_model(settings: ExtractSettings, run: Run) -> Path:
             not finite, a file cannot be written, or another extraction's files are in the way.
     """
     av = optional_package("av", "PyAV", "video")
-    if ranks.n_ranks() > 1:
-        raise BadInput("tools.extract runs in one process, with --num_workers to decode ahead of it")
-    videos, splits = list_videos(expand(settings.videos), settings.split, settings.seed)
+    videos, splits = ranks.on_first(list_videos)(expand(settings.videos), settings.split, settings.seed)
     folder = expand(settings.features_dir) / settings.name
     out = json_path(settings.name, folder)
     work = Work(folder)
-    if run.find_event("start") is None:
-        refuse_others(folder, out)
-    elif out.exists() and not work.outcomes_path.exists():  # killed behind the last step
-        work.remove()
+    if is_made(out, work, run):
         run.say(f"{out}: there already")
         run.end()
         return out
@@ -125,30 +122,25 @@ def train_model(settings: ExtractSettings, run: Run) -> Path:
         kind.itemsize * math.prod(shape),
     )
     extract_all(videos, work, backbone, device, settings)
-
-    outcomes = work.read()
-    kept = [video for video, outcome in zip(videos, outcomes, strict=True) if not isinstance(outcome, str)]
-    counts = {split: sum(video.split == split for video in kept) for split in SPLITS}
-    write_skipped(videos, outcomes, folder)
-    if lost := [split for split in SPLITS if not counts[split]]:
-        raise BadInput(f"{folder / 'skipped.csv'}: no video of {', '.join(lost)} could be used")
-    write_features(folder, counts, np.memmap(work.records_path, kind, "r", shape=(len(kept), *shape)), recipe)
-    classes = write_names_and_labels(folder, kept)
-    text = dataset_json(settings.name, folder, counts, len(classes), shape)
-    write_whole(out, lambda path: path.write_text(text, encoding="utf-8"))
-    numbers = ", ".join(f"{counts[split]} {split}" for split in SPLITS)
-    run.say(f"{folder}: {numbers} videos, {shape[0]} frames of width {shape[1]}, {kind}")
-    if n_skipped := len(videos) - len(kept):
-        run.say(f"{n_skipped} of {len(videos)} videos skipped: {folder / 'skipped.csv'} says why")
-    if incomplete := sum(isinstance(outcome, int) and outcome > 0 for outcome in outcomes):
-        run.say(f"{incomplete} videos have fewer frames than their files promise")
-    if not classes:
-        run.say("no classes: what is trained on this can encode and search, a test would need labels")
-    stage = "" if classes else " --stage pretrain"
-    run.say(f"next: python run.py --data_set_config {shlex.quote(str(out))}{stage}")
-    work.remove()
+    write_dataset(out, videos, work, shape, kind, recipe, run)
     run.end()
     return out
+
+
+@ranks.on_first
+def is_made(out: Path, work: Work, run: Run) -> bool:
+    """Whether a run to go on with was killed behind its last step.
+
+    Raises:
+        BadInput: a new one would replace something.
+    """
+    if run.find_event("start") is None:
+        refuse_others(work.folder, out)
+        return False
+    if not out.exists() or work.outcomes_path.exists():
+        return False
+    work.remove()
+    return True
 
 
 def json_path(name: str, folder: Path) -> Path:
@@ -182,83 +174,6 @@ def fingerprint(videos: Sequence[Video]) -> str:
 
 # ---------------------------------------------------------------- under way
 
-Outcome = int | str  # of a video: frames that its file promised in vain; or why it could not be used
-
-
-class Work:
-    """What is done of an extraction: the features of the usable videos, and the outcomes of all, by batches.
-
-    Args:
-        folder: of the dataset.
-
-    Attributes:
-        n_failed: videos among those that are done that cannot be used.
-    """
-
-    def __init__(self, folder: Path):
-        self.records_path, self.outcomes_path = folder / "extract.part", folder / "extract.part.jsonl"
-        self.n_failed = 0
-
-    def begin(self, said: Mapping[str, Any], record_bytes: int) -> None:
-        """Start, or see that it is this extraction that was begun.
-
-        Args:
-            said: of the extraction; the first line of the outcomes.
-            record_bytes: of the features of a video.
-
-        Raises:
-            BadInput: what was begun is another extraction, or a file cannot be written.
-        """
-        if not self.outcomes_path.exists():
-            line = json.dumps(said) + "\n"
-            write_whole(self.records_path, lambda path: path.touch())
-            write_whole(self.outcomes_path, lambda path: path.write_text(line, encoding="utf-8"))
-        begun = json.loads(self.outcomes_path.read_bytes().splitlines()[0])
-        if problems := [key for key in said if begun.get(key) != said[key]]:
-            raise BadInput(f"{self.outcomes_path}: was begun with other {', '.join(problems)}")
-        self.record_bytes = record_bytes
-
-    def read(self) -> list[Outcome]:
-        """The outcomes of all videos that are done; both files are cut back to whole batches."""
-        first, *lines = self.outcomes_path.read_bytes().splitlines(keepends=True)
-        if lines and not lines[-1].endswith(b"\n"):  # half a line
-            lines.pop()
-        batches = [json.loads(line) for line in lines]
-        size = self.records_path.stat().st_size
-        while sum(map(n_usable, batches)) * self.record_bytes > size:  # lost in a power cut
-            batches.pop()
-        os.truncate(self.outcomes_path, len(first) + sum(map(len, lines[: len(batches)])))
-        os.truncate(self.records_path, sum(map(n_usable, batches)) * self.record_bytes)
-        self.n_failed = sum(len(batch) - n_usable(batch) for batch in batches)
-        return [outcome for batch in batches for outcome in batch]
-
-    def append(self, features: np.ndarray, outcomes: Sequence[Outcome]) -> None:
-        """Add a batch: the features of its usable videos (n, L, D), and all outcomes.
-
-        Raises:
-            BadInput: the disk is full, or worse.
-        """
-        line = json.dumps(outcomes) + "\n"
-        for path, content in ((self.records_path, features.tobytes()), (self.outcomes_path, line.encode())):
-            try:
-                with open(path, "ab") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())  # the features are there before the line that counts them
-            except OSError as error:
-                raise BadInput(f"{path}: cannot be written: {error.strerror}") from None
-        self.n_failed += len(outcomes) - n_usable(outcomes)
-
-    def remove(self) -> None:
-        """All is in its place."""
-        self.outcomes_path.unlink(missing_ok=True)
-        self.records_path.unlink(missing_ok=True)
-
-
-def n_usable(outcomes: Sequence[Outcome]) -> int:
-    """How many videos have features."""
-    return sum(not isinstance(outcome, str) for outcome in outcomes)
-
 
 def extract_all(
     videos: Sequence[Video], work: Work, backbone: Backbone, device: torch.device, settings: ExtractSettings
@@ -271,35 +186,62 @@ def extract_all(
     """
     clips = Clips(videos, settings.frames, backbone.prepare, settings.num_workers)
     network = backbone.network.to(device)
-    while True:
-        check_failures(videos, outcomes := work.read(), work, settings)
-        if len(outcomes) == len(videos):
-            return
+    check_failures(videos, work, settings)
+    while (done := len(work.outcomes)) < len(videos):
+        places = own_places(done, len(videos), settings.batch_size)
+        batches = extract_batches(places, clips, work.folder, network, device, settings)
         try:
-            for batch in progress(clips.batches(len(outcomes), settings.batch_size), "extracting"):
-                if errors := [seen for seen in batch if isinstance(seen, BadInput)]:
-                    raise errors[0]
-                rows = slice(len(outcomes), len(outcomes) + len(batch))
-                outcomes += extract_batch(videos[rows], batch, work, network, device, settings)
-                check_failures(videos, outcomes, work, settings)
+            for own in progress(batches, "extracting", total=len(places)):
+                for found in ranks.collect(own):  # in the order of the list
+                    if isinstance(found, Exception):
+                        raise found
+                    work.append(*found)
+                    check_failures(videos, work, settings)
                 check_stop()
-        except RuntimeError as error:
-            clips.note_crash(error)
+        except DecoderDied as death:
+            check_stop()  # a signal to all processes is no fault of a video
+            clips.crashed |= death.videos
+
+
+def own_places(first: int, n_videos: int, size: int) -> list[range]:
+    """The videos of this rank's batch in each round; in the last one, some ranks' may be empty."""
+    ahead = ranks.rank() * size
+    starts = range(first + ahead, n_videos + ahead, ranks.n_ranks() * size)
+    return [range(start, min(start + size, n_videos)) for start in starts]
+
+
+def extract_batches(
+    places: Sequence[range],
+    clips: Clips,
+    folder: Path,
+    network: nn.Module,
+    device: torch.device,
+    settings: ExtractSettings,
+) -> Iterator[tuple[np.ndarray, list[Outcome]] | Exception]:
+    """What this rank makes of its batches; an error is the last, for all ranks to raise."""
+    try:
+        for rows, batch in zip(places, clips.batches(places), strict=True):
+            videos = clips.videos[rows.start : rows.stop]
+            yield extract_batch(videos, batch, folder, network, device, settings)
+    except (BadInput, DecoderDied) as error:
+        yield error
 
 
 def extract_batch(
     videos: Sequence[Video],
-    batch: Sequence[Seen | str],
-    work: Work,
+    batch: Sequence[Seen | str | BadInput],
+    folder: Path,
     network: nn.Module,
     device: torch.device,
     settings: ExtractSettings,
-) -> list[Outcome]:
-    """Features and thumbnails of a batch of videos.
+) -> tuple[np.ndarray, list[Outcome]]:
+    """Features of the usable ones of a batch of videos (n, L, D), their thumbnails, and all outcomes.
 
     Raises:
-        BadInput: a feature is not finite in its type, or a file cannot be written.
+        BadInput: ``prepare`` fails, or a feature is not finite in its type.
     """
+    if errors := [seen for seen in batch if isinstance(seen, BadInput)]:
+        raise errors[0]
     usable = [(video, seen) for video, seen in zip(videos, batch, strict=True) if not isinstance(seen, str)]
     features = np.zeros(0)
     if usable:
@@ -315,25 +257,21 @@ def extract_batch(
         if not np.isfinite(own).all():
             hint = "; float32 holds larger ones ('feature_type')" if found.isfinite().all() else ""
             raise BadInput(f"{video.path}: its features are not all finite numbers{hint}")
-        path = work.records_path.with_name("thumbnails") / f"{video.name}.jpg"
+        path = folder / "thumbnails" / f"{video.name}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(seen.thumbnail)  # half of one, after a kill, is written anew with its batch
-    outcomes = [seen if isinstance(seen, str) else seen.missing for seen in batch]
-    work.append(features, outcomes)
-    return outcomes
+    return features, [seen if isinstance(seen, str) else seen.missing for seen in batch]
 
 
-def check_failures(
-    videos: Sequence[Video], outcomes: Sequence[Outcome], work: Work, settings: ExtractSettings
-) -> None:
+def check_failures(videos: Sequence[Video], work: Work, settings: ExtractSettings) -> None:
     """See that not too many videos have failed, as soon as they have.
 
     Raises:
         BadInput: they have.
     """
     if work.n_failed > settings.max_failures * len(videos):
-        path = write_skipped(videos, outcomes, work.records_path.parent)
-        found = f"{work.n_failed} of the first {len(outcomes)} videos cannot be used"
+        path = write_skipped(videos, work)
+        found = f"{work.n_failed} of the first {len(work.outcomes)} videos cannot be used"
         most = f"'max_failures' is {settings.max_failures:g} of {len(videos)}"
         raise BadInput(f"{path}: {found}, {most}; a larger one may be given with --resume")
 
@@ -341,18 +279,69 @@ def check_failures(
 # ---------------------------------------------------------------- done
 
 
-def write_skipped(videos: Sequence[Video], outcomes: Sequence[Outcome], folder: Path) -> Path:
-    """List the videos, among those with an outcome, that cannot be used."""
+@ranks.on_first
+def write_skipped(videos: Sequence[Video], work: Work) -> Path:
+    """List the videos, among those that are done, that cannot be used."""
+    path = work.folder / "skipped.csv"
 
     def write(path: Path) -> None:
         with open(path, "w", encoding="utf-8", newline="") as file:
             rows = csv.writer(file, lineterminator="\n")
             rows.writerow(("file", "reason"))
-            rows.writerows((video.file, outcome) for video, outcome in zip(videos, outcomes, strict=False)
-                           if isinstance(outcome, str))  # fmt: skip
+            done = zip(videos, work.outcomes, strict=False)
+            rows.writerows((video.file, outcome) for video, outcome in done if isinstance(outcome, str))
 
-    write_whole(folder / "skipped.csv", write)
-    return folder / "skipped.csv"
+    write_whole(path, write)
+    return path
+
+
+@ranks.on_first
+def write_dataset(
+    out: Path,
+    videos: Sequence[Video],
+    work: Work,
+    shape: tuple[int, int],
+    kind: np.dtype,
+    recipe: Recipe,
+    run: Run,
+) -> None:
+    """Put all in its place, the dataset JSON last, and say what there is.
+
+    Args:
+        out: the dataset JSON.
+        videos: all of them, done.
+        work: what was made of them.
+        shape: of a video's features, (L, D).
+        kind: of a feature.
+        recipe: how they were made.
+        run: whose log tells of it.
+
+    Raises:
+        BadInput: a split has no usable video, or a file cannot be written.
+    """
+    folder = work.folder
+    kept = [
+        video for video, outcome in zip(videos, work.outcomes, strict=True) if not isinstance(outcome, str)
+    ]
+    counts = {split: sum(video.split == split for video in kept) for split in SPLITS}
+    write_skipped(videos, work)
+    if lost := [split for split in SPLITS if not counts[split]]:
+        raise BadInput(f"{folder / 'skipped.csv'}: no video of {', '.join(lost)} could be used")
+    write_features(folder, counts, np.memmap(work.records_path, kind, "r", shape=(len(kept), *shape)), recipe)
+    classes = write_names_and_labels(folder, kept)
+    text = dataset_json(run.settings.name, folder, counts, len(classes), shape)
+    write_whole(out, lambda path: path.write_text(text, encoding="utf-8"))
+    numbers = ", ".join(f"{counts[split]} {split}" for split in SPLITS)
+    run.say(f"{folder}: {numbers} videos, {shape[0]} frames of width {shape[1]}, {kind}")
+    if work.n_failed:
+        run.say(f"{work.n_failed} of {len(videos)} videos skipped: {folder / 'skipped.csv'} says why")
+    if incomplete := sum(isinstance(outcome, int) and outcome > 0 for outcome in work.outcomes):
+        run.say(f"{incomplete} videos have fewer frames than their files promise")
+    if not classes:
+        run.say("no classes: what is trained on this can encode and search, a test would need labels")
+    stage = "" if classes else " --stage pretrain"
+    run.say(f"next: python run.py --data_set_config {shlex.quote(str(out))}{stage}")
+    work.remove()
 
 
 SYSTEM = System("tools.extract", ExtractSettings, stages=("tools.extract",))
