@@ -148,16 +148,21 @@ import sys
 import torch
 from engine import ranks
 from engine.launch import launch
+from engine.loop import Loop
 from pipeline import train_model
 from run import settings
 
 ranks.BUCKET_BYTES = 2000
-gradients = []
+gradients, run = [], Loop.run
 
-def keep(adam, *_):  # instead of a step: every batch is one of the first weights
-    gradients.append([weight.grad for group in adam.param_groups for weight in group["params"]])
+def run_and_keep(loop):
+    def keep(*_):  # instead of a step: every batch is one of the first weights
+        gradients.append({name: weight.grad for name, weight in loop.stage.net.named_parameters()})
 
-torch.optim.Adam.step = keep
+    torch.optim.Adam.step = keep
+    run(loop)
+
+Loop.run = run_and_keep
 with ranks.joined():
     for stage in (["train", "--weight_path", sys.argv[2]], ["pretrain"], ["bth.train"], ["bth.pretrain"]):
         options = ["--stage", *stage, "--max_iter", "1", "1", "--batch_size", "9", "--device", "cpu"]
@@ -165,6 +170,18 @@ with ranks.joined():
     if ranks.rank() == 0:
         torch.save(gradients, "gradients.pth")
 """
+
+
+# Gradients whose summands cancel: of their largest entry little more than rounding may be left. Beside each
+# the weight whose gradient has summands of that size. From float64, one process is as far as several.
+CANCELS = {
+    # Exactly 0: it adds the same number to all logits of a query, which the softmax does not see.
+    "attention.key.bias": "attention.key.weight",
+    # One number for each head, here one: the sum over all videos, frames and channels, of both signs.
+    "encoder.ssd.A_log": "encoder.ssd.x_proj.weight",
+    "encoder.ssd.dt_bias": "encoder.ssd.x_proj.weight",
+    "encoder.ssd.D": "encoder.conv.weight",
+}
 
 
 def test_each_pass_has_the_losses_and_gradients_of_one_process(start, dataset, tmp_path):
@@ -195,11 +212,13 @@ def test_each_pass_has_the_losses_and_gradients_of_one_process(start, dataset, t
             for name, terms in one.items():
                 assert other[name] == pytest.approx(terms, rel=1e-6)
         for step, (one, other) in enumerate(zip(gradients, found[n][1], strict=True)):
-            assert [each is None for each in one] == [each is None for each in other]
-            pairs = [(a, b) for a, b in zip(one, other, strict=True) if a is not None]
-            largest = max(a.abs().max() for a, _ in pairs)
-            for a, b in pairs:  # but what cancels (of a key's bias: all) is the rounding of its summands
-                assert (a - b).abs().max() <= 1e-5 * a.abs().max() + 1e-8 * largest, (n, step, a.shape)
+            assert list(one) == list(other)
+            for name, a in one.items():
+                b = other[name]
+                assert (a is None) == (b is None), name
+                if a is not None:
+                    largest = one[CANCELS.get(name, name)].abs().max()
+                    assert (a - b).abs().max() <= 1e-5 * largest, (n, step, name)
 
 
 def processes(launcher):
