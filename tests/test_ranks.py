@@ -163,6 +163,7 @@ with ranks.joined():
     for method in ("mean", "lsh", "itq"):
         stage("tools.baseline", "--batch_size", "40", "--method", method)
     stage("bth.pipeline", "--result_weight_dir", "other")
+    stage("pipeline")
     Loop.run = run_and_keep
     one_epoch = "--max_iter", "1", "1", "--batch_size", "9"
     stage("train", "--weight_path", "weight/1_16.pth", *one_epoch)
@@ -229,15 +230,18 @@ def test_tests_and_tools_leave_the_same_bytes(ran):
     assert found[3] == found[1]
 
 
-def test_bth_leaves_what_one_process_leaves(ran):
-    numbers = range(12, 16)
+def test_pipelines_leave_what_one_process_leaves(ran):
+    numbers = range(12, 19)
     names = {n: [[event["event"] for event in log] for log in logs(folder, *numbers)]
              for n, (folder, _) in ran.items()}  # fmt: skip
-    losses = {n: epochs(folder, *numbers) for n, (folder, _) in ran.items()}
+    bth, wsch = ({n: epochs(folder, *runs) for n, (folder, _) in ran.items()}
+                 for runs in (range(12, 16), range(16, 19)))  # fmt: skip
     for n in (2, 3):
         assert names[n] == names[1]
-        assert losses[n][0]["mask"] == pytest.approx(losses[1][0]["mask"], rel=1e-6)
-        for one, other in zip(losses[1], losses[n], strict=True):
+        assert bth[n][0]["mask"] == pytest.approx(bth[1][0]["mask"], rel=1e-6)
+        assert wsch[n][0]["reconstruction"] == pytest.approx(wsch[1][0]["reconstruction"], rel=1e-6)
+        assert [list(each) for each in wsch[n]] == [list(each) for each in wsch[1]]
+        for one, other in zip(bth[1] + wsch[1][:2], bth[n] + wsch[n][:2], strict=True):
             for name, terms in one.items():
                 assert other[name] == pytest.approx(terms, rel=0.02)
 
@@ -256,7 +260,7 @@ CANCELS = {
 
 def test_each_pass_has_the_losses_and_gradients_of_one_process(ran):
     """Batches of 9, 9 and 2 videos: uneven parts, and with three ranks an empty one."""
-    found = {n: (epochs(folder, *range(16, 20)), torch.load(folder / "gradients.pth"))
+    found = {n: (epochs(folder, *range(19, 23)), torch.load(folder / "gradients.pth"))
              for n, (folder, _) in ran.items()}  # fmt: skip
     losses, gradients = found[1]
     assert [list(terms) for terms in losses] == [
@@ -290,55 +294,51 @@ def processes(launcher):
     return found
 
 
-def until_it_trains(folder):
-    """Wait for the first epoch in the log of run 1."""
+def until_it_trains(folder, n_epochs=1):
+    """Wait for so many epochs in the log of run 1."""
     for _ in range(600):
         path = folder / "log/1.jsonl"
-        if path.exists() and '"epoch"' in path.read_text():
+        if path.exists() and path.read_text().count('"epoch",') >= n_epochs:
             return
         time.sleep(0.05)
     raise AssertionError
 
 
-class TestPipeline:
-    def test_a_killed_rank_ends_the_run_which_one_process_resumes(self, torchrun, start, dataset, tmp_path):
-        dataset.change(run=dataset.content["run"] | {"max_iter": [40, 1]})
-        process = torchrun("--checkpoint_minutes", 1e-9)
-        until_it_trains(tmp_path / "work")
-        os.kill(processes(process.pid)[1], signal.SIGKILL)
-        status, _, err = ended(process)
-        assert status != 0
-        (line,) = ours(err)
-        assert line.startswith("error: rank 0 of 2 has lost another one (")
-        assert line.endswith("to go on with it: python run.py --resume 1")
-        status, out, err = start("--resume")
-        assert (status, err) == (0, "")
-        assert "resumed run 1 in epoch" in out
-        assert sorted(path.name for path in (tmp_path / "work/weight").iterdir()) == ["1_16.pth", "2_16.pth"]
-        events = json_lines(tmp_path / "work/log/1.jsonl")
-        assert [event["epoch"] for event in events if event["event"] == "epoch"] == list(range(1, 41))
-        assert events[1]["ranks"] == 2
+def test_sigterm_stops_all_ranks_and_the_death_of_one_the_others(torchrun, start, dataset, tmp_path):
+    """Two ranks, stopped; two resume, of which one is killed; one process resumes."""
+    dataset.change(run=dataset.content["run"] | {"max_iter": [40, 1]})
+    process = torchrun("--checkpoint_minutes", 1e-9)
+    until_it_trains(tmp_path / "work")
+    process.send_signal(signal.SIGTERM)
+    status, _, err = ended(process)
+    assert status != 0
+    assert ours(err) == ["stopped; to go on with it: python run.py --resume 1"]
+    (epoch, *_) = torch.load(tmp_path / "work/weight/1_16.part.pth")["position"]
+    assert epoch > 0
 
-    def test_sigterm_saves_and_stops_all_ranks_and_two_resume(self, torchrun, start, dataset, tmp_path):
-        dataset.change(run=dataset.content["run"] | {"max_iter": [40, 2]})
-        process = torchrun()
-        until_it_trains(tmp_path / "work")
-        process.send_signal(signal.SIGTERM)
-        status, _, err = ended(process)
-        assert status != 0
-        assert ours(err) == ["stopped; to go on with it: python run.py --resume 1"]
-        saved = torch.load(tmp_path / "work/weight/1_16.part.pth")
-        assert saved["position"][0] > 0
-        status, out, err = ended(torchrun("--resume"))
-        assert status == 0, err
-        assert "resumed run 1 in epoch" in out
-        assert "pre-trained" in out
-        assert start("--stage", "pretrain")[0] == 0  # the same in one process
-        one, other = (json_lines(tmp_path / f"work/log/{n}.jsonl")[2:-1] for n in (4, 1))
-        first, later = ([log[n]["losses"]["reconstruction"]["reconstruction"] for log in (one, other)]
-                        for n in (0, -1))  # fmt: skip
-        assert first[0] == pytest.approx(first[1], rel=1e-6)
-        assert later[0] == pytest.approx(later[1], rel=0.02)
+    process = torchrun("--resume")
+    until_it_trains(tmp_path / "work", epoch + 2)
+    os.kill(processes(process.pid)[1], signal.SIGKILL)
+    status, _, err = ended(process)
+    assert status != 0
+    (line,) = ours(err)
+    assert line.startswith("error: rank 0 of 2 has lost another one (")
+    assert line.endswith("to go on with it: python run.py --resume 1")
+
+    status, out, err = start("--resume")
+    assert (status, err) == (0, "")
+    assert "resumed run 1 in epoch" in out
+    assert "pre-trained" in out
+    assert sorted(path.name for path in (tmp_path / "work/weight").iterdir()) == ["1_16.pth", "2_16.pth"]
+    (log,) = logs(tmp_path / "work", 1)
+    assert [event["epoch"] for event in log if event["event"] == "epoch"] == list(range(1, 41))
+    assert log[1]["ranks"] == 2
+
+    assert start("--stage", "pretrain")[0] == 0  # undisturbed
+    one, other = ([losses["reconstruction"]["reconstruction"] for losses in epochs(tmp_path / "work", run)]
+                  for run in (4, 1))  # fmt: skip
+    assert other[0] == pytest.approx(one[0], rel=1e-6)
+    assert other[-1] == pytest.approx(one[-1], rel=0.02)
 
 
 def test_an_error_of_one_rank_alone_is_said_once(torchrun, dataset, tmp_path):
