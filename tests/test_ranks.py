@@ -296,7 +296,7 @@ def processes(launcher):
 
 def until_it_trains(folder, n_epochs=1):
     """Wait for so many epochs in the log of run 1."""
-    for _ in range(600):
+    for _ in range(1200):  # at most a minute
         path = folder / "log/1.jsonl"
         if path.exists() and path.read_text().count('"epoch",') >= n_epochs:
             return
