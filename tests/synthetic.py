@@ -3,6 +3,8 @@
 import importlib
 import json
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -147,3 +149,27 @@ def killed(*_):
 def need(module):
     """A package that only tests need; in CI it must be there."""
     return importlib.import_module(module) if os.environ.get("CI") else pytest.importorskip(module)
+
+
+def started(n_ranks, script, *arguments, cwd):
+    """A script, as ``torchrun`` starts it; for one rank, by itself."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_ranks}"]
+    return subprocess.Popen(
+        [sys.executable, *(launcher if n_ranks > 1 else []), str(script), *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(process):
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def ours(err):
+    """What the program itself said, among what the launcher says."""
+    assert "terminate called" not in err  # by a thread of a group that is still open
+    return [line for line in err.splitlines() if line.startswith(("error:", "stopped;"))]

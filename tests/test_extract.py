@@ -4,6 +4,7 @@ import csv
 import gc
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -12,8 +13,7 @@ import h5py
 import numpy as np
 import pytest
 from clips import BITS, write_clip
-from synthetic import ROOT, json_lines, need
-from test_ranks import ended, ours, started
+from synthetic import ROOT, ended, json_lines, need, ours, started
 
 import tools.decoding
 import tools.extract
@@ -432,29 +432,28 @@ class TestRanks:
 
         return torchrun
 
-    def test_sigterm_stops_all_and_one_process_resumes(self, torchrun, start, calm, monkeypatch):
+    def test_stopped_and_killed_where_three_and_one_go_on(self, torchrun, start, calm, monkeypatch):
+        """Two ranks are stopped by SIGTERM; three go on in the middle of a round, one of which is killed."""
         monkeypatch.setenv("STOPS_AT", "4")  # the first call is the probe, then come two a clip
         status, _, err = torchrun(2)
         assert status != 0
         assert ours(err) == ["stopped; to go on with it: python run.py --resume 2"]
-        assert 2 <= len(json_lines("features/x/extract.part.jsonl")[1:]) < 14
-        assert start("--resume")[0] == 0
-        assert everything("x") == calm
-
-    def test_a_killed_rank_ends_the_run_which_three_resume(self, torchrun, calm, monkeypatch):
-        monkeypatch.setenv("DIES_AT", "6")
-        status, _, err = torchrun(2)
-        assert status != 0
-        (line,) = ours(err)
-        assert line.startswith("error: rank 0 of 2 has lost another one (")
-        assert line.endswith("to go on with it: python run.py --resume 2")
-        monkeypatch.delenv("DIES_AT")
-        with open("features/x/extract.part.jsonl", "rb+") as file:  # back into the middle of a round
+        monkeypatch.delenv("STOPS_AT")
+        with open("features/x/extract.part.jsonl", "rb+") as file:
             lines = file.readlines()
             file.truncate(sum(map(len, lines[:-1])))
         assert 0 < len(lines) - 2 < 12
         assert len(lines) % 2
-        assert torchrun(3, "--resume")[0] == 0
+
+        monkeypatch.setenv("DIES_AT", "4")
+        status, _, err = torchrun(3, "--resume")
+        assert status != 0
+        (line,) = ours(err)
+        assert re.match("error: rank [02] of 3 has lost another one [(]", line)
+        assert line.endswith("to go on with it: python run.py --resume 2")
+        monkeypatch.delenv("DIES_AT")
+        assert len(lines) - 2 < len(json_lines("features/x/extract.part.jsonl")[1:]) < 14
+        assert start("--resume")[0] == 0
         assert everything("x") == calm
 
 

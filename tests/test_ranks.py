@@ -1,35 +1,26 @@
 """More than one process: what ranks exchange, and that n of them compute what one does."""
 
+import contextlib
+import itertools
 import os
 import shutil
 import signal
-import subprocess
-import sys
+import socket
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from synthetic import N_TRAIN, ROOT, Dataset, json_lines, write_features
+from synthetic import N_TRAIN, ROOT, Dataset, ended, json_lines, ours, started, write_features
 
+import tools.encode
 from bth.model import Dropout, drop
 from engine import ranks
+from engine.feed import encode_blocks
 from engine.launch import launch
+from formats.codefile import record
 from pipeline import train_model
 from run import settings
-
-
-def started(n_ranks, script, *arguments, cwd):
-    """A script, as ``torchrun`` starts it; for one rank, by itself."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_ranks}"]
-    return subprocess.Popen(
-        [sys.executable, *(launcher if n_ranks > 1 else []), str(script), *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 @pytest.fixture
@@ -46,17 +37,6 @@ def torchrun(start, dataset, tmp_path):
     for process in begun:
         process.terminate()  # the launcher takes its ranks along
         process.communicate()
-
-
-def ended(process):
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
-
-
-def ours(err):
-    """What the program itself said, among what the launcher says."""
-    assert "terminate called" not in err  # by a thread of a group that is still open
-    return [line for line in err.splitlines() if line.startswith(("error:", "stopped;"))]
 
 
 @pytest.mark.parametrize("n_rows", [1, 3, 8, 100])
@@ -94,6 +74,7 @@ SCRIPT = """
 import sys
 import torch
 from torch import nn
+from bth.prepared import Prepared
 from engine import ranks
 from engine.launch import launch
 from engine.loop import Loop
@@ -141,9 +122,12 @@ def exchanges():
                 assert (one.grad - other.grad).abs().max() < 1e-14, (one.grad, other.grad)
     print("rank", r)
 
+def start(*options):
+    form = ["--data_set_config", sys.argv[1], "--device", "cpu"]
+    assert launch(train_model, settings, [*form, *options]) == 0
+
 def stage(name, *options):
-    form = ["--data_set_config", sys.argv[1], "--device", "cpu", "--stage", name, *options]
-    assert launch(train_model, settings, form) == 0
+    start("--stage", name, *options)
 
 gradients, run = [], Loop.run
 
@@ -158,12 +142,16 @@ with ranks.joined():
     ranks.BUCKET_BYTES = 100
     exchanges()
     ranks.BUCKET_BYTES = 2000
+    start("--resume")
     for name in ("test", "bth.test", "tools.encode"):
         stage(name, "--batch_size", "40")
     for method in ("mean", "lsh", "itq"):
         stage("tools.baseline", "--batch_size", "40", "--method", method)
     stage("bth.pipeline", "--result_weight_dir", "other")
     stage("pipeline")
+    if ranks.rank():
+        Prepared.latents = None  # rank 0 alone reads them, who makes the other files of them
+    stage("bth.pipeline", "--result_weight_dir", "again")
     Loop.run = run_and_keep
     one_epoch = "--max_iter", "1", "1", "--batch_size", "9"
     stage("train", "--weight_path", "weight/1_16.pth", *one_epoch)
@@ -172,6 +160,12 @@ with ranks.joined():
     if ranks.rank() == 0:
         torch.save(gradients, "gradients.pth")
 """
+
+
+def three_blocks(*arguments):
+    """Codes as they are made, and Ctrl-C."""
+    yield from itertools.islice(encode_blocks(*arguments), 3)
+    raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +181,12 @@ def ran(tmp_path_factory):
         patch.chdir(root / "work")
         for stage in ("pretrain", "bth.pipeline"):  # runs 1, and 2 to 5
             assert launch(train_model, form, ["--stage", stage]) == 0
+        with patch.context() as stopped:  # run 6, in the fourth of its blocks of 20 videos
+            stopped.setattr(tools.encode, "encode_blocks", three_blocks)
+            options = ("--weight_path", "weight/1_16.pth", "--batch_size", "20")
+            assert launch(train_model, form, ["--stage", "tools.encode", *options]) == 130
+        (part,) = Path("code").iterdir()
+        os.truncate(part, 50 * record(16).itemsize)  # in the middle of a block
     found = {}
     for n in (1, 2, 3):
         folder = root / str(n)
@@ -214,28 +214,28 @@ def test_what_ranks_exchange(ran):
 
 
 def test_tests_and_tools_leave_the_same_bytes(ran):
-    """Batches of 40, 40 and 24 videos, and one of 6."""
+    """Batches of 40, 40 and 24 videos, and one of 6; run 6 is one that had begun."""
     found = {}
     for n, (folder, out) in ran.items():
-        results = [log[-2] for log in logs(folder, 6, 7, 9, 10, 11)]
+        results = [log[-2] for log in logs(folder, 7, 8, 10, 11, 12)]
         for result in results:
             for key in ("time", "launch"):
                 del result[key]
-        files = [path for number in (6, 7, 10, 11) for path in (folder / "result").glob(f"{number}_*.h5")]
+        files = [path for number in (7, 8, 11, 12) for path in (folder / "result").glob(f"{number}_*.h5")]
         files += (folder / "code").iterdir()
-        shown = [line for line in out.partition("run 12:")[0].splitlines() if " on " not in line]  # the ranks
-        assert len(files) == 10
+        shown = [line for line in out.partition("run 13:")[0].splitlines() if " on " not in line]  # the ranks
+        assert len(files) == 12
         found[n] = results, {path.name: path.read_bytes() for path in files}, shown
     assert found[2] == found[1]
     assert found[3] == found[1]
 
 
 def test_pipelines_leave_what_one_process_leaves(ran):
-    numbers = range(12, 19)
+    numbers = range(13, 20)
     names = {n: [[event["event"] for event in log] for log in logs(folder, *numbers)]
              for n, (folder, _) in ran.items()}  # fmt: skip
     bth, wsch = ({n: epochs(folder, *runs) for n, (folder, _) in ran.items()}
-                 for runs in (range(12, 16), range(16, 19)))  # fmt: skip
+                 for runs in (range(13, 17), range(17, 20)))  # fmt: skip
     for n in (2, 3):
         assert names[n] == names[1]
         assert bth[n][0]["mask"] == pytest.approx(bth[1][0]["mask"], rel=1e-6)
@@ -244,6 +244,13 @@ def test_pipelines_leave_what_one_process_leaves(ran):
         for one, other in zip(bth[1] + wsch[1][:2], bth[n] + wsch[n][:2], strict=True):
             for name, terms in one.items():
                 assert other[name] == pytest.approx(terms, rel=0.02)
+
+
+def test_as_many_ranks_leave_the_same_bits_again(ran):
+    for folder, _ in ran.values():
+        first, again = (torch.load(folder / name)["model"] for name in ("other/15_16.pth", "again/22_16.pth"))
+        assert first.keys() == again.keys()
+        assert all(torch.equal(first[name], again[name]) for name in first)
 
 
 # Gradients whose summands cancel: of their largest entry little more than rounding may be left. Beside each
@@ -260,7 +267,7 @@ CANCELS = {
 
 def test_each_pass_has_the_losses_and_gradients_of_one_process(ran):
     """Batches of 9, 9 and 2 videos: uneven parts, and with three ranks an empty one."""
-    found = {n: (epochs(folder, *range(19, 23)), torch.load(folder / "gradients.pth"))
+    found = {n: (epochs(folder, *range(24, 28)), torch.load(folder / "gradients.pth"))
              for n, (folder, _) in ran.items()}  # fmt: skip
     losses, gradients = found[1]
     assert [list(terms) for terms in losses] == [
@@ -294,21 +301,32 @@ def processes(launcher):
     return found
 
 
-def until_it_trains(folder, n_epochs=1):
-    """Wait for so many epochs in the log of run 1."""
+def wait_until(condition, *arguments):
     for _ in range(1200):  # at most a minute
-        path = folder / "log/1.jsonl"
-        if path.exists() and path.read_text().count('"epoch",') >= n_epochs:
+        if condition(*arguments):
             return
         time.sleep(0.05)
     raise AssertionError
+
+
+def has_trained(folder, n_epochs=1):
+    """Whether so many epochs stand in the log of run 1."""
+    path = folder / "log/1.jsonl"
+    return path.exists() and path.read_text().count('"epoch",') >= n_epochs
+
+
+def listens(port):
+    """Whether a process waits for others there."""
+    with contextlib.suppress(OSError), socket.create_connection(("localhost", port)):
+        return True
+    return False
 
 
 def test_sigterm_stops_all_ranks_and_the_death_of_one_the_others(torchrun, start, dataset, tmp_path):
     """Two ranks, stopped; two resume, of which one is killed; one process resumes."""
     dataset.change(run=dataset.content["run"] | {"max_iter": [40, 1]})
     process = torchrun("--checkpoint_minutes", 1e-9)
-    until_it_trains(tmp_path / "work")
+    wait_until(has_trained, tmp_path / "work")
     process.send_signal(signal.SIGTERM)
     status, _, err = ended(process)
     assert status != 0
@@ -317,7 +335,7 @@ def test_sigterm_stops_all_ranks_and_the_death_of_one_the_others(torchrun, start
     assert epoch > 0
 
     process = torchrun("--resume")
-    until_it_trains(tmp_path / "work", epoch + 2)
+    wait_until(has_trained, tmp_path / "work", epoch + 2)
     os.kill(processes(process.pid)[1], signal.SIGKILL)
     status, _, err = ended(process)
     assert status != 0
@@ -341,58 +359,26 @@ def test_sigterm_stops_all_ranks_and_the_death_of_one_the_others(torchrun, start
     assert other[-1] == pytest.approx(one[-1], rel=0.02)
 
 
-AGAIN = """
-import os
-import sys
-from bth.prepared import Prepared
-from engine import ranks
-from engine.launch import launch
-from pipeline import train_model
-from run import settings
-
-if os.environ["RANK"] == "1":
-    Prepared.latents = None  # rank 0 alone reads them, who makes the other files of them
-with ranks.joined():
-    for folder in ("first", "second"):
-        options = ["--stage", "bth.pipeline", "--device", "cpu", "--result_weight_dir", folder]
-        assert launch(train_model, settings, ["--data_set_config", sys.argv[1], *options]) == 0
-"""
-
-
-def test_as_many_ranks_leave_the_same_bits_again(dataset, tmp_path):
-    (tmp_path / "script.py").write_text(AGAIN)
-    status, _, err = ended(started(2, "script.py", dataset.path, cwd=tmp_path))
-    assert status == 0, err
-    first, second = (torch.load(tmp_path / name)["model"] for name in ("first/3_16.pth", "second/7_16.pth"))
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
-
-
 MEETS = """
-import os
 import sys
-import time
-from pathlib import Path
 from engine.launch import exit_status
 
-if os.environ["RANK"] == "1":
-    time.sleep(100)
-Path("waits").touch()
 sys.exit(exit_status(lambda: None))
 """
 
 
-def test_sigterm_ends_a_rank_that_waits_for_another_to_come(tmp_path):
+def test_a_signal_ends_a_rank_that_waits_for_another_to_come(tmp_path, monkeypatch):
+    """Which never does."""
     (tmp_path / "script.py").write_text(MEETS)
-    process = started(2, "script.py", cwd=tmp_path)
-    for _ in range(600):
-        if (tmp_path / "waits").exists():
-            break
-        time.sleep(0.05)
-    begun = time.monotonic()
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    for name, value in (("RANK", 0), ("WORLD_SIZE", 2), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", port)):
+        monkeypatch.setenv(name, str(value))
+    process = started(1, "script.py", cwd=tmp_path)
+    wait_until(listens, port)
     process.terminate()
-    assert ended(process)[0] != 0
-    assert time.monotonic() - begun < 20  # torchrun kills after 30
+    assert ended(process)[0] == -signal.SIGTERM
 
 
 def test_an_error_of_one_rank_alone_is_said_once(torchrun, dataset, tmp_path):
