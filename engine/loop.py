@@ -91,6 +91,8 @@ class Loop:
     def __init__(self, run: Run, stage: Stage):
         self.log, self.stage, self.settings = run, stage, run.settings
         self.device = next(stage.net.parameters()).device
+        # `torch.manual_seed` notes the seed for absent devices too, with the whole stack at every call.
+        self.set_seed = (torch.default_generator if self.device.type == "cpu" else torch).manual_seed
         self.n_videos = len(stage.store)
         self.position = (0, 0, 0)  # epoch, pass, batch: where to go on
         self.sums: dict[str, float] = {}  # loss terms of the pass under way, summed over videos
@@ -166,7 +168,7 @@ class Loop:
         contents = read_ahead(fetch, places, workers, self.device)
         for batch, (part, content) in enumerate(zip(parts, contents, strict=True), first):
             seed = generator(self.settings.seed, self.log.stage, epoch, number, batch)  # of dropout
-            torch.manual_seed(seed.integers(2**62))
+            self.set_seed(int(seed.integers(2**62)))
             self.stage.optimizer.zero_grad()
             terms = item.loss(part, *(to_device(tensor, self.device) for tensor in content))
             (part.weight * sum(terms.values())).backward()
