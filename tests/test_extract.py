@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 from clips import BITS, write_clip
-from synthetic import ROOT, ended, json_lines, need, ours, started
+from synthetic import ROOT, ended, forked, json_lines, need, ours, started
 
 import tools.decoding
 import tools.extract
@@ -399,7 +399,7 @@ class TestRanks:
             (folder := tmp_path / str(n)).mkdir()
             (folder / "barsbackbone.py").write_text(BARS)
             monkeypatch.chdir(folder)
-            _, _, err = ended(started(n, tmp_path / "jobs.py", json.dumps(jobs), cwd=folder))
+            _, _, err = forked(n, tmp_path / "jobs.py", json.dumps(jobs), cwd=folder)
             said = [line for line in err.splitlines() if line.startswith(("error:", "status"))]
             found[n] = said, everything("x"), everything("y")
         said, files, _ = found[1]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from synthetic import N_TRAIN, ROOT, Dataset, ended, json_lines, ours, started, write_features
+from synthetic import N_TRAIN, ROOT, Dataset, ended, forked, json_lines, ours, started, write_features
 
 import tools.encode
 from bth.model import Dropout, drop
@@ -191,8 +191,8 @@ def ran(tmp_path_factory):
     for n in (1, 2, 3):
         folder = root / str(n)
         shutil.copytree(root / "work", folder)
-        status, out, err = ended(started(n, root / "script.py", dataset.path, cwd=folder))
-        assert status == 0, err
+        statuses, out, err = forked(n, root / "script.py", dataset.path, cwd=folder)
+        assert statuses == [0] * n, err
         found[n] = folder, out
     return found
 
