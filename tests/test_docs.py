@@ -202,8 +202,11 @@ class TestChecker:
         [
             ("```python\nraise OSError('seen')\n```", "seen"),
             ("```\npython run.py --lr 0\n```", "python run.py --max_iter 1 1 --lr 0"),
-            ("```bash\nfalse\n```", "false"),
-            ("```\nfor rate in 0 1; do python run.py \\\n  --lr $rate; done\n```", "above 0"),
+            ("```bash\nfalse\ntrue\n```", "false"),
+            (
+                "```\necho python run.py \\\n  $PYTHONPATH; false\n```",
+                f"python run.py --max_iter 1 1 +{ROOT}",
+            ),
         ],
     )
     def test_commands_that_fail(self, work, text, error):
