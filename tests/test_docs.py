@@ -29,8 +29,6 @@ SHORTER = {r"python run\.py(?!.*--(?:resume|stage tools\.))": "--max_iter 1 1"}
 COMMAND = re.compile(r"python (?:run\.py|-m tools\.\w+)(?: [^$&;|<>*()`]*)?")
 # For what the README of version 1.2.0 lacks. Once it has it, these tests fail: then delete the mark.
 NOT_YET = pytest.mark.xfail(strict=True, reason="the README has not been rewritten yet")
-
-
 pages = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 
 
@@ -61,9 +59,10 @@ def run_block(block):
     if block.language == "python":
         exec(compile(text, f"line {block.line}", "exec"), {"__name__": "__main__"})
         return
+    text = text.replace("\\\n", " ")
     for command, option in SHORTER.items():
-        text = re.sub(command, rf"\g<0> {option}", text.replace("\\\n", " "))
-    lines = text.splitlines()
+        text = re.sub(command, rf"\g<0> {option}", text)
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     if not all(map(COMMAND.fullmatch, lines)):
         paths = {"PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         done = subprocess.run(["bash", "-exc", text], env=os.environ | paths, capture_output=True, text=True,
@@ -72,7 +71,7 @@ def run_block(block):
         return
     for line in lines:
         print("$", line)  # pytest shows it, and what follows, where the command fails
-        _, what, *arguments = shlex.split(line)
+        _, what, *arguments = shlex.split(line, comments=True)
         if what == "run.py":
             status = launch(run.train_model, run.settings, arguments)
         else:
