@@ -62,17 +62,22 @@ def stage_names() -> list[str]:
     return [name for system in all_of_them() for name in system.stages]
 
 
-def read_blocks(path: Path, blocks: Mapping[str, Any], problems: list[str]) -> dict[str, dict[str, Any]]:
-    """Every system's block of a dataset JSON: settings by dotted name, converted.
+def block_names(kind: type[Settings]) -> dict[str, str]:
+    """What a system's block of a dataset JSON may hold: the settings' dotted names by the keys there.
 
     A system's own group of settings stands in its block without the group's name.
     """
+    known = fields(kind)
+    own = known.keys() - fields(SystemSettings).keys()
+    stated = [name for name in known if name in BLOCK_KEYS or name in own]
+    return {name.removeprefix(f"{kind.block}."): name for name in stated}
+
+
+def read_blocks(path: Path, blocks: Mapping[str, Any], problems: list[str]) -> dict[str, dict[str, Any]]:
+    """Every system's block of a dataset JSON: settings by dotted name, converted."""
     found = {}
     for system in systems():
-        kind, block = system.settings, system.settings.block
-        known = fields(kind)
-        own = known.keys() - fields(SystemSettings).keys()
-        names = {name.removeprefix(f"{block}."): name for name in known if name in BLOCK_KEYS or name in own}
+        block, known, names = system.settings.block, fields(system.settings), block_names(system.settings)
         where = f"{path}: in '{block}': "
         flat = flatten(blocks.get(block) or {}, names, problems, where)
         values = converted(flat, {short: known[name] for short, name in names.items()}, problems, where)
