@@ -73,9 +73,9 @@ def read_blocks(path: Path, blocks: Mapping[str, Any], problems: list[str]) -> d
         known = fields(kind)
         own = known.keys() - fields(SystemSettings).keys()
         names = {name.removeprefix(f"{block}."): name for name in known if name in BLOCK_KEYS or name in own}
+        items = {short: known[name] for short, name in names.items()}
         where = f"{path}: in '{block}': "
-        flat = flatten(blocks.get(block) or {}, names, problems, where)
-        values = converted(flat, {short: known[name] for short, name in names.items()}, problems, where)
+        values = converted(flatten(blocks.get(block) or {}, items, problems, where), items, problems, where)
         found[block] = {names[short]: value for short, value in values.items()}
     return found
 

@@ -204,7 +204,12 @@ BAD_INPUTS = [
     ("unknown key", set_json(max_frame=3), [], "unknown key 'max_frame' (did you mean 'max_frames'?)"),
     ("missing key", remove_key("num_class"), [], "key 'num_class' is missing"),
     ("wrong type", set_json(num_class="4"), [], "'num_class' must be a positive integer, found \"4\""),
-    ("unknown run key", set_run(learning_rate=1), [], "in 'run': unknown key 'learning_rate'"),
+    (
+        "unknown run key",
+        set_run(learning_rate=1),
+        [],
+        "in 'run': unknown key 'learning_rate' (did you mean 'lr'?)",
+    ),
     ("unknown cfg key", set_cfg(n_cluster=1), [], "did you mean 'cfg.n_clusters'?"),
     ("p is 1", set_cfg(p1=1.0), [], "'cfg.p1' must be 0 <= p1 < 1, found 1.0"),
     ("nothing hidden", set_cfg(p2=0.1), [], "'cfg.p2' = 0.1 hides 0 of 6 frames"),
@@ -263,7 +268,12 @@ BAD_INPUTS = [
     ("a NUL byte", nothing, ["--result_log_dir", "a\0b"], "'result_log_dir' must be a text"),
     ("a long name", nothing, ["--weight_path", "x" * 5000, "--stage", "test"], "File name too long"),
     ("too many values", nothing, ["--max_iter", "1", "2", "3"], "unexpected argument '3'"),
-    ("unknown option", nothing, ["--learning_rate", "1"], "unknown key '--learning_rate'"),
+    (
+        "unknown option",
+        nothing,
+        ["--learning_rate", "1"],
+        "unknown key '--learning_rate' (did you mean '--lr'?)",
+    ),
     (
         "option of another system",
         nothing,
