@@ -5,7 +5,6 @@ import contextlib
 import importlib
 import io
 import os
-import shlex
 import sys
 import typing
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ import torch
 from engine import ranks
 from engine.demo import make_demo
 from engine.device import STOP, Interrupted
-from engine.runs import Launch, find_unfinished, jsonl
+from engine.runs import Launch, find_unfinished, jsonl, resume_command
 from engine.settings import Settings, differences, fields, flatten, suggestions
 from engine.systems import System, all_of_them, resolve, stage_names, system_of
 from formats.dataset import FILE_KEYS
@@ -119,10 +118,8 @@ def stages_of(settings: Settings) -> tuple[str, ...]:
 
 
 def how_to_resume(number: int, settings: Settings) -> str:
-    """The command that goes on with a run."""
-    folder = settings.result_log_dir
-    where = "" if folder == Settings.result_log_dir else f" --result_log_dir {shlex.quote(folder)}"
-    return f"to go on with it: python run.py --resume {number}{where}"
+    """How to go on with a run."""
+    return f"to go on with it: {resume_command(number, settings)}"
 
 
 def resumed(form: Mapping[str, Any], arguments: list[str], first: argparse.Namespace) -> Launch:

@@ -442,7 +442,7 @@ class TestRanks:
         monkeypatch.setenv("STOPS_AT", "4")  # the first call is the probe, then come two a clip
         status, _, err = torchrun(2)
         assert status != 0
-        assert ours(err) == ["stopped; to go on with it: python run.py --resume 2"]
+        assert ours(err) == [f"stopped; to go on with it: python {ROOT / 'run.py'} --resume 2"]
         monkeypatch.delenv("STOPS_AT")
         with open("features/x/extract.part.jsonl", "rb+") as file:
             lines = file.readlines()
@@ -455,7 +455,7 @@ class TestRanks:
         assert status != 0
         (line,) = ours(err)
         assert re.match("error: rank [02] of 3 has lost another one [(]", line)
-        assert line.endswith("to go on with it: python run.py --resume 2")
+        assert line.endswith(f"to go on with it: python {ROOT / 'run.py'} --resume 2")
         monkeypatch.delenv("DIES_AT")
         assert len(lines) - 2 < len(json_lines("features/x/extract.part.jsonl")[1:]) < 14
         assert start("--resume")[0] == 0

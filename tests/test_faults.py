@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
-from synthetic import N_CLASSES, N_DATABASE, N_FRAMES, WIDTH, json_lines, write_features
+from synthetic import N_CLASSES, N_DATABASE, N_FRAMES, ROOT, WIDTH, json_lines, write_features
 
 import engine.checkpoint
 import engine.loop
@@ -758,7 +758,7 @@ class TestProcesses:
             _, err = process.communicate(timeout=30)
             assert process.returncode == status
             told.add(err)
-        assert told == {f"stopped; to go on with it: python run.py --resume {n}\n" for n in (1, 2)}
+        assert told == {f"stopped; to go on with it: python {ROOT / 'run.py'} --resume {n}\n" for n in (1, 2)}
         for n, path in enumerate(logs, 1):
             part = read_checkpoint(tmp_path / f"work/weight/{n}_16.part.pth")
             epochs = [line["epoch"] for line in json_lines(path) if line["event"] == "epoch"]
