@@ -286,7 +286,12 @@ BAD_INPUTS = [
     ("two problems", set_run(lr=-1), ["--seed", "-1"], "option 'seed' must be 0 or more, found -1; "),
     ("weight_path in the pipeline", nothing, ["--weight_path", "x.pth"], "'weight_path' must be None"),
     ("no checkpoint", nothing, ["--stage", "test", "--weight_path", "x.pth"], "x.pth: no such checkpoint"),
-    ("none that fits", nothing, ["--stage", "train"], "weight: no such"),
+    (
+        "none that fits",
+        nothing,
+        ["--stage", "train"],
+        "weight: no finished checkpoint of pretrain that fits; python run.py --stage pretrain",
+    ),
     ("no such run", nothing, ["--resume", "7"], "--resume 7: run 7 does not exist"),
     ("nothing to resume", nothing, ["--resume"], "--resume: no unfinished run in log"),
 ]
