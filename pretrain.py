@@ -46,10 +46,11 @@ class WSCHSettings(SystemSettings):
 
     stage: str = setting("pipeline", "what to run")
     max_iter: tuple[int, int] = setting(
-        (100, 300), "epochs of pretrain and of train", lambda v: min(v) >= 0, "two numbers, 0 or more"
-    )
-    lr: float = setting(1e-4, "Adam's learning rate", positive, "above 0")
-    batch_size: int = setting(128, "videos in a batch", positive, "1 or more")
+        (100, 300), "epochs of pretrain and of train", lambda v: min(v) >= 0, "two numbers, 0 or more",
+        also="epochs n_epochs",
+    )  # fmt: skip
+    lr: float = setting(1e-4, "Adam's learning rate", positive, "above 0", also="learning_rate")
+    batch_size: int = setting(128, "videos in a batch", positive, "1 or more", also="bs")
     hidden_size: int = setting(1024, "width H of the encoder", size, "a multiple of 64")
     decoder_size: int = setting(
         1024, "width H' of the decoder", lambda v: v > 0 and v % 4 == 0, "a multiple of 4"

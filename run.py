@@ -43,7 +43,7 @@ settings = dict(
         n_anchors=None,
     ),
     seed=3346,
-    device="auto",  # cpu, cuda or mps
+    device="auto",  # cpu, cuda, cuda:1 (the second GPU) or mps
     precision="float32",  # or bfloat16
     tf32=False,  # on CUDA: faster float32 products with 10 bits of mantissa
     memory="auto",  # ram or disk: where features are read from

@@ -256,7 +256,7 @@ def check_there(path: Path) -> None:
         BadInput: it is not.
     """
     if not path.exists():
-        hint = "stage bth.pretrain makes the latents, bth.prepare the other prepared files"
+        hint = "python run.py --stage bth.pretrain makes the latents, --stage bth.prepare the other files"
         raise BadInput(f"{path}: no such file; {hint}")
 
 

@@ -20,6 +20,7 @@ from torch import nn
 from data import open_store
 from engine import ranks
 from engine.settings import Settings, fields
+from engine.systems import system_of
 from formats.files import BadInput, expand
 from formats.recipe import Recipe
 from formats.weights import checked_weight, read_checkpoint
@@ -63,9 +64,9 @@ def find_weights(
         BadInput: none fits; names the nearest, and what differs.
     """
     folder = expand(settings.weight_path or settings.result_weight_dir)
-    if not folder.is_dir():
+    if settings.weight_path is not None and not folder.is_dir():
         return folder
-    numbers = {int(match[1]): path for path in folder.iterdir()
+    numbers = {int(match[1]): path for path in folder.glob("*.pth")
                if (match := re.fullmatch(r"([0-9]+)_[0-9]+\.pth", path.name))}  # fmt: skip
     features = training_features(settings) if settings.weight_path is None else None
     others = []  # what differs, and the checkpoint
@@ -88,10 +89,14 @@ def find_weights(
             names = ", ".join(path.name for path in published[:5])
             raise BadInput(f"{folder}: {len(published)} published checkpoints fit ({names}); name one")
     wanted = f"{' or '.join(stages)} that fits"
-    hint = "set weight_path"
+    # To train on, the stage before; to use, all of the system's in turn.
+    maker = stages[0] if to_train else system_of(stages[0]).stages[0]
+    make = f"python run.py --stage {maker}, with the same options, makes one"
+    hint = f"{make}; or set weight_path"
     if others:
         problems, path = min(others, key=lambda other: len(other[0]))
-        hint = f"the nearest is {path}, but {'; '.join(problems)}; set weight_path to take it all the same"
+        nearest = f"the nearest is {path}, but {'; '.join(problems)}"
+        hint = f"{nearest}; set weight_path to take it all the same; or {make}"
     raise BadInput(f"{folder}: no finished checkpoint of {wanted}; {hint}")
 
 

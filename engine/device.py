@@ -9,7 +9,7 @@ from types import FrameType
 import torch
 
 from engine import ranks
-from engine.settings import Settings
+from engine.settings import DEVICES, Settings, is_device
 from formats.files import BadInput
 from formats.processor import has_bfloat16
 
@@ -28,12 +28,16 @@ def open_device(settings: Settings) -> torch.device:
     if device.type == "cuda":
         if ranks.local_rank() >= (n_gpus := torch.cuda.device_count()):
             raise BadInput(f"'device' is cuda, but this machine has {n_gpus} GPUs for more ranks than that")
+        if device.index is not None:
+            if ranks.n_ranks() > 1:
+                raise BadInput(f"'device' is {device}, but each of several ranks takes its own GPU; set cuda")
+            torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = settings.tf32
     return device
 
 
 def find_device(name: str) -> torch.device:
-    """A device by name: ``auto`` takes CUDA, then MPS, then the CPU.
+    """A device by name: ``auto`` takes CUDA, then MPS, then the CPU; ``cuda:1`` is the second GPU.
 
     Raises:
         BadInput: the device that was asked for is not there.
@@ -41,12 +45,16 @@ def find_device(name: str) -> torch.device:
     available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
     if name == "auto":
         name = next(name for name, is_there in available.items() if is_there())
-    elif name not in available:
-        raise BadInput(f"'device' must be auto, cpu, cuda or mps, found {name}")
-    elif not available[name]():
+    elif not is_device(name):
+        raise BadInput(f"'device' must be {DEVICES}, found {name}")
+    kind, _, number = name.partition(":")
+    if not available[kind]():
         raise BadInput(
             f"'device' is {name}, but this machine has none that PyTorch {torch.__version__} can use"
         )
+    if number and int(number) >= (n_gpus := torch.cuda.device_count()):
+        there = ", ".join(f"cuda:{each} ({torch.cuda.get_device_name(each)})" for each in range(n_gpus))
+        raise BadInput(f"'device' is {name}, but this machine has {there}")
     return torch.device(name)
 
 

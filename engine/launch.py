@@ -1,11 +1,10 @@
 """The command line: options over the form of run.py, the choice of the stage, resuming, one-line errors."""
 
 import argparse
+import contextlib
 import importlib
 import io
-import json
 import os
-import shlex
 import sys
 import typing
 from collections.abc import Callable, Mapping
@@ -17,8 +16,8 @@ import torch
 from engine import ranks
 from engine.demo import make_demo
 from engine.device import STOP, Interrupted
-from engine.runs import Launch, find_unfinished, jsonl
-from engine.settings import Settings, differences, fields, flatten
+from engine.runs import Launch, find_unfinished, jsonl, resume_command
+from engine.settings import Settings, differences, fields, flatten, suggestions
 from engine.systems import System, all_of_them, resolve, stage_names, system_of
 from formats.dataset import FILE_KEYS
 from formats.files import BadInput, clean_temporaries, expand, unknown_keys
@@ -119,10 +118,8 @@ def stages_of(settings: Settings) -> tuple[str, ...]:
 
 
 def how_to_resume(number: int, settings: Settings) -> str:
-    """The command that goes on with a run."""
-    folder = settings.result_log_dir
-    where = "" if folder == Settings.result_log_dir else f" --result_log_dir {shlex.quote(folder)}"
-    return f"to go on with it: python run.py --resume {number}{where}"
+    """How to go on with a run."""
+    return f"to go on with it: {resume_command(number, settings)}"
 
 
 def resumed(form: Mapping[str, Any], arguments: list[str], first: argparse.Namespace) -> Launch:
@@ -207,14 +204,15 @@ def parse(arguments: list[str], form: Mapping[str, Any], system: System) -> dict
     stated = flatten(form, known, [], "")  # what is wrong with the form, ``resolve`` says
     for name, item in known.items():
         text = f"{item.metadata['description']}\ndefault: {show(stated.get(name, item.default))}"
-        parser.add_argument(f"--{name}", metavar=name.rpartition(".")[2].upper(), nargs=n_values(item),
+        parser.add_argument(f"--{name}", metavar=name.rpartition(".")[2].upper(), **values_of(item),
                             help=text.replace("%", "%%"))  # fmt: skip
     found, unknown = parser.parse_known_args(arguments)
     if unknown:
         if not unknown[0].startswith("--"):
             raise BadInput(f"unexpected argument '{unknown[0]}' (see python run.py --help)")
         keys = [each.removeprefix("--").partition("=")[0] for each in unknown if each.startswith("--")]
-        problems = unknown_keys(keys, [*known, "resume"], "--")
+        words = suggestions(known) | {"resume": "resume"}
+        problems = unknown_keys(keys, words.values(), "--", words)
         hint = f"python run.py --stage {system.stages[0]} --help"
         raise BadInput(f"{'; '.join(problems)} (the settings of {system.name}: {hint})")
     values = vars(found)
@@ -222,12 +220,14 @@ def parse(arguments: list[str], form: Mapping[str, Any], system: System) -> dict
     return {name: value_of(known[name], text) for name, text in values.items() if text is not None}
 
 
-def n_values(item: Field) -> int | str | None:
-    """How many values an option takes, as argparse wants to hear it."""
+def values_of(item: Field) -> dict[str, Any]:
+    """How many values an option takes, as argparse wants to hear it; one of true or false alone is true."""
+    if item.type is bool:
+        return {"nargs": "?", "const": "true"}
     if typing.get_origin(item.type) is not tuple:
-        return None
+        return {}
     kinds = typing.get_args(item.type)
-    return "+" if kinds[-1] is Ellipsis else len(kinds)
+    return {"nargs": "+" if kinds[-1] is Ellipsis else len(kinds)}
 
 
 class Parser(argparse.ArgumentParser):
@@ -239,15 +239,17 @@ class Parser(argparse.ArgumentParser):
 
 
 def value_of(item: Field, text: str | list[str]) -> Any:
-    """The value that an option's text stands for: a number, true or false, else the text itself."""
+    """The value that an option's text stands for: true or false, a number (also .5 or +3), else itself."""
     if isinstance(text, list):
         return [value_of(item, each) for each in text]
     if item.type in (str, str | None, tuple[str, ...]):
         return text
-    try:
-        return json.loads(text.lower())
-    except (ValueError, RecursionError):  # no number, or one of 5,000 digits
-        return text
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for number in (int, float):
+        with contextlib.suppress(ValueError):
+            return number(text)
+    return text
 
 
 def show(value: Any) -> str:

@@ -11,6 +11,8 @@ import fcntl
 import json
 import os
 import re
+import shlex
+import sys
 import time
 import uuid
 from collections.abc import Mapping
@@ -210,6 +212,14 @@ def find_unfinished(log_dir: Path, number: int | None = None) -> tuple[dict, IO]
     return None
 
 
+def resume_command(number: int, settings: Settings) -> str:
+    """The command that goes on with a run, by the script that is running."""
+    script = sys.argv[0] if sys.argv[0].endswith(".py") else "run.py"
+    folder = settings.result_log_dir
+    where = "" if folder == Settings.result_log_dir else f" --result_log_dir {shlex.quote(folder)}"
+    return f"python {shlex.quote(script)} --resume {number}{where}"
+
+
 def now() -> str:
     """The time as the log writes it."""
     return time.strftime("%Y-%m-%d %H:%M:%S")
@@ -296,6 +306,10 @@ class Run:
             f"seed {self.settings.seed}, device {values['device']}"
             + (f" of each of {ranks.n_ranks()} ranks" if several else "")
         )
+        if self.place == 0:
+            logs = dict.fromkeys(str(run.txt) for run in (self, self.launch.runs[-1]))
+            self.say(f"in {Path.cwd()}, log {' to '.join(logs)}; if it is interrupted: "
+                     f"{resume_command(self.number, self.settings)}")  # fmt: skip
         if note:
             self.say(note)
 

@@ -7,9 +7,10 @@ values of a run come from stands in ``engine/systems.py``.
 import dataclasses
 import functools
 import json
+import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field
 from typing import Any, ClassVar
 
@@ -18,12 +19,24 @@ from formats.files import unknown_keys
 
 
 def setting(
-    default: Any, description: str, valid: Callable[[Any], bool] = lambda _: True, expected: str = ""
+    default: Any,
+    description: str,
+    valid: Callable[[Any], bool] = lambda _: True,
+    expected: str = "",
+    also: str = "",
 ) -> Any:
-    """A dataclass field with its explanation and the values it may take."""
+    """A dataclass field with its explanation and the values it may take.
+
+    Args:
+        default: its value where nobody states one.
+        description: of what it is, for ``--help``.
+        valid: whether a value of the right type may be taken.
+        expected: which these are, in words.
+        also: other words that people try for it, separated by spaces; an error then suggests its name.
+    """
     if expected:
         description = f"{description} ({expected})"
-    metadata = {"description": description, "valid": valid, "expected": expected}
+    metadata = {"description": description, "valid": valid, "expected": expected, "also": also.split()}
     return field(default=default, metadata=metadata)
 
 
@@ -52,7 +65,12 @@ def not_negative(value: float) -> bool:
     return value >= 0
 
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
+def is_device(value: str) -> bool:
+    """A device by name; whether this machine has it is seen when the run begins."""
+    return re.fullmatch("auto|cpu|cuda|cuda:[0-9]{1,3}|mps", value) is not None
+
+
+DEVICES = "auto, cpu, cuda, cuda:N (GPU number N, from 0) or mps"
 # Settings that cannot change a number: a run may be resumed with other ones.
 FREE_ON_RESUME = ("memory", "num_workers", "checkpoint_minutes", "eval_every", "max_failures")
 
@@ -65,21 +83,29 @@ class Settings:
     fresh_stages: ClassVar[tuple[str, ...]] = ()  # those that do not start from a checkpoint
 
     stage: str = setting(MISSING, "what to run")
-    data_set_config: str = setting("Json/demo.json", "dataset JSON")
-    result_log_dir: str = setting("log", "folder of the run logs")
-    result_weight_dir: str = setting("weight", "folder of the checkpoints")
+    data_set_config: str = setting("Json/demo.json", "dataset JSON", also="data dataset config json")
+    result_log_dir: str = setting("log", "folder of the run logs", also="logs log_dir")
+    result_weight_dir: str = setting(
+        "weight", "folder of the checkpoints", also="output out output_dir save_dir checkpoint_dir"
+    )
     batch_size: int = setting(MISSING, "videos in a batch", positive, "1 or more")
-    hashcode_size: int = setting(64, "bits of a hash code", size, "1 or more")
+    hashcode_size: int = setting(
+        64, "bits of a hash code", size, "1 or more", also="bits n_bits code_length hash_size"
+    )
     weight_path: str | None = setting(
         None,
         "checkpoint to start from, or a folder: its newest finished one that fits; None: the newest of this "
         "dataset in result_weight_dir",
+        also="weights checkpoint ckpt pretrained load model",
     )
-    seed: int = setting(3346, "seed of weights, order and masks", not_negative, "0 or more")
-    device: str = setting("auto", "where to compute", lambda v: v in DEVICES, "auto, cpu, cuda or mps")
+    seed: int = setting(
+        3346, "seed of weights, order and masks", not_negative, "0 or more", also="random_seed"
+    )
+    device: str = setting("auto", "where to compute", is_device, DEVICES, also="gpu gpus gpu_id cuda")
     precision: str = setting(
-        "float32", "of the matrix products", lambda v: v in ("float32", "bfloat16"), "float32 or bfloat16"
-    )
+        "float32", "of the matrix products", lambda v: v in ("float32", "bfloat16"), "float32 or bfloat16",
+        also="dtype amp fp16 bf16",
+    )  # fmt: skip
     tf32: bool = setting(False, "allow TF32 in float32 products on CUDA: faster, 10 bits of mantissa")
     memory: str = setting(
         "auto", "where features are read from", lambda v: v in ("auto", "ram", "disk"),
@@ -100,7 +126,7 @@ class Settings:
     @property
     def source(self) -> str:
         """What a run reads, for its log."""
-        return self.data_set_config
+        return str(self.config.path) if self.config else self.data_set_config
 
     def get(self, name: str) -> Any:
         """A setting by its dotted name."""
@@ -191,6 +217,14 @@ def fields(cls: type, prefix: str = "") -> dict[str, dataclasses.Field]:
     return found
 
 
+def suggestions(known: Mapping[str, dataclasses.Field]) -> dict[str, str]:
+    """The setting that a word stands for: its name, the last part of that, or a word that people try."""
+    found = {}
+    for name, item in known.items():
+        found |= dict.fromkeys((*item.metadata["also"], name.rpartition(".")[2]), name)
+    return found | {name: name for name in known}
+
+
 def as_json(value: Any) -> Any:
     """A setting's value as JSON reads it back."""
     return list(value) if isinstance(value, tuple) else value
@@ -239,10 +273,12 @@ def convert(name: str, item: dataclasses.Field, value: Any) -> Any:
     return value
 
 
-def flatten(values: Mapping, names: Iterable[str], problems: list[str], where: str) -> dict[str, Any]:
-    """Nested settings, ``{"cfg": {"a": 1}}``, by dotted name; those not in ``names`` go to problems."""
+def flatten(
+    values: Mapping, known: Mapping[str, dataclasses.Field], problems: list[str], where: str
+) -> dict[str, Any]:
+    """Nested settings, ``{"cfg": {"a": 1}}``, by dotted name; those not in ``known`` go to problems."""
     flat = {}
-    nested = {name.split(".")[0] for name in names if "." in name}
+    nested = {name.split(".")[0] for name in known if "." in name}
     for key, value in values.items():
         if value is None:
             continue
@@ -252,8 +288,8 @@ def flatten(values: Mapping, names: Iterable[str], problems: list[str], where: s
             flat |= {f"{key}.{inner}": inner_value for inner, inner_value in value.items()}
         else:
             flat[key] = value
-    problems += [where + problem for problem in unknown_keys(flat, names)]
-    return {key: value for key, value in flat.items() if key in names and value is not None}
+    problems += [where + problem for problem in unknown_keys(flat, known, meant=suggestions(known))]
+    return {key: value for key, value in flat.items() if key in known and value is not None}
 
 
 def converted(

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from engine.settings import BLOCK_KEYS, Settings, SystemSettings, build, converted, fields, flatten
-from formats.dataset import SYSTEMS, DatasetConfig, load_config
+from formats.dataset import SYSTEMS, DatasetConfig, find_json, load_config
 from formats.files import BadInput, read_json
 
 # Stages around the systems, each with a SYSTEM of its own that has no network.
@@ -78,9 +78,9 @@ def read_blocks(path: Path, blocks: Mapping[str, Any], problems: list[str]) -> d
     found = {}
     for system in systems():
         block, known, names = system.settings.block, fields(system.settings), block_names(system.settings)
+        items = {short: known[name] for short, name in names.items()}
         where = f"{path}: in '{block}': "
-        flat = flatten(blocks.get(block) or {}, names, problems, where)
-        values = converted(flat, {short: known[name] for short, name in names.items()}, problems, where)
+        values = converted(flatten(blocks.get(block) or {}, items, problems, where), items, problems, where)
         found[block] = {names[short]: value for short, value in values.items()}
     return found
 
@@ -117,7 +117,7 @@ def resolve(form: Mapping[str, Any], options: Mapping[str, Any]) -> Settings:
     stated |= converted(options, known, problems, "option ")
     config = None
     if system.settings.reads_dataset(stated):
-        path = Path(stated.get("data_set_config", Settings.data_set_config))
+        path = find_json(stated.get("data_set_config", Settings.data_set_config))
         config, blocks = read_dataset(path, stated.get("protocol"), problems)
         block = blocks.get(system.settings.block, {})
         stated = {name: value for name, value in block.items() if name in known} | stated

@@ -1,6 +1,7 @@
 """The dataset JSON: the facts of a dataset, and each system's settings to use on it (spec: section 1)."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +57,12 @@ SPLITS = ("train", "test", "query")
 SYSTEMS = {"run": "pretrain", "bth": "bth.settings"}
 PROTOCOLS = ("query", "database")
 LABEL_VARIABLES = {("activitynet", "test"): "re_label", ("activitynet", "query"): "q_label"}  # else "labels"
+
+
+def find_json(name: str | Path) -> Path:
+    """A dataset JSON by the name the user gave, else the project's own of that name."""
+    shipped = Path(__file__).parents[1] / name
+    return shipped if os.path.isfile(shipped) and not os.path.exists(name) else Path(name)
 
 
 def load_config(path: str | Path, protocol: str | None = None) -> DatasetConfig:

@@ -9,7 +9,7 @@ import importlib
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
@@ -166,15 +166,25 @@ def read_lines(path: Path) -> list[str]:
         raise BadInput(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
 
 
-def unknown_keys(found: Iterable[str], known: Iterable[str], where: str = "") -> list[str]:
-    """Describe the keys of ``found`` that are not in ``known``, with the nearest known one; at most five."""
+def unknown_keys(
+    found: Iterable[str], known: Iterable[str], where: str = "", meant: Mapping[str, str] | None = None
+) -> list[str]:
+    """Describe the keys of ``found`` that are not in ``known``, with the nearest known one; at most five.
+
+    Args:
+        found: keys.
+        known: those that there are.
+        where: what stands before each.
+        meant: the known key that a word stands for, of known keys and other words; None: of known keys alone.
+    """
     known = list(known)
+    meant = meant or {key: key for key in known}
     unknown = [key for key in found if key not in known]
     problems = []
     for key in unknown[:MANY]:
-        near = difflib.get_close_matches(key, known, n=1)
+        near = difflib.get_close_matches(key, meant, n=1)
         problems.append(
-            f"unknown key '{where}{key}'" + (f" (did you mean '{where}{near[0]}'?)" if near else "")
+            f"unknown key '{where}{key}'" + (f" (did you mean '{where}{meant[near[0]]}'?)" if near else "")
         )
     if len(unknown) > MANY:
         problems.append(f"{len(unknown) - MANY} more unknown keys")

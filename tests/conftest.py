@@ -36,6 +36,7 @@ def start(dataset, tmp_path, monkeypatch, capsys):
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
+    monkeypatch.setattr(sys, "argv", ["run.py"])
 
     def run(*arguments: str):
         capsys.readouterr()

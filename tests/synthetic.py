@@ -193,8 +193,7 @@ def forked(n_ranks, script, *arguments, cwd):
 
 
 def be_rank(variables, run, cwd):
-    """What such a process does; it starts others as one of the command line would."""
-    multiprocessing.set_start_method("fork", force=True)
+    """What such a process does."""
     os.chdir(cwd)
     os.environ |= {name: str(value) for name, value in variables.items()}
     for descriptor, name in ((1, "stdout"), (2, "stderr")):

@@ -50,7 +50,7 @@ class TestPreparation:
             ("train_assit", {"pos": np.zeros((19, 3), int)}, r"integers \(20, 3\), found int64 \(19, 3\)"),
             ("sim_matrix", {"adj": np.ones((5, 5), np.float32)}, "the tags of 20 training videos, found 5"),
             ("sim_matrix", b"no HDF5 file", "sim_matrix.h5: not a readable HDF5 file"),
-            ("anchors", None, "anchors.h5: no such file; stage bth.pretrain makes the latents"),
+            ("anchors", None, "anchors.h5: no such file; python run.py --stage bth.pretrain makes"),
         ],
     )  # fmt: skip
     def test_wrong_files_are_named(self, start, tmp_path, name, content, message):
@@ -99,7 +99,7 @@ class TestPreparation:
     def test_latents_must_be_there(self, start):
         status, _, err = start("--stage", "bth.prepare")
         assert status == 2
-        assert "latent_feats.h5: no such file; stage bth.pretrain makes the latents" in err
+        assert "latent_feats.h5: no such file; python run.py --stage bth.pretrain makes the latents" in err
 
     @pytest.mark.parametrize("name", ["anchors", "train_assit", "sim_matrix"])
     def test_training_names_what_is_not_there(self, start, tmp_path, name):
@@ -107,7 +107,8 @@ class TestPreparation:
         (tmp_path / f"work/weight/{name}.h5").unlink()
         status, _, err = start("--stage", "bth.train")
         assert (status, err.count("\n")) == (2, 1)
-        assert f"weight/{name}.h5: no such file; stage bth.pretrain makes the latents, bth.prepare" in err
+        how = "python run.py --stage bth.pretrain makes the latents, --stage bth.prepare the other files"
+        assert f"weight/{name}.h5: no such file; {how}" in err
 
     @pytest.mark.parametrize("published", [(), ("anchors",)])
     def test_training_refuses_what_was_made_from_other_latents(self, start, tmp_path, published):

@@ -21,7 +21,7 @@ from formats.dataset import load_config
 from formats.labels import load_labels
 from formats.video import choose
 from tools import inspect
-from tools.decoding import Clips
+from tools.decoding import Clips, DecoderDied
 from tools.listing import list_videos
 
 need("av")
@@ -85,6 +85,11 @@ N_FRAMES = 5
 DEFAULTS = {"name": "x", "backbone": "barsbackbone:bars", "frames": N_FRAMES, "max_failures": 0.5}
 CLASSES = ("10", "9;10", "")
 SPLITS = ("train", "train", "test", "train", "query")
+
+
+def kill_itself(_):
+    """A ``prepare`` that a process finds by its name."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
@@ -437,7 +442,7 @@ class TestRanks:
         monkeypatch.setenv("STOPS_AT", "4")  # the first call is the probe, then come two a clip
         status, _, err = torchrun(2)
         assert status != 0
-        assert ours(err) == ["stopped; to go on with it: python run.py --resume 2"]
+        assert ours(err) == [f"stopped; to go on with it: python {ROOT / 'run.py'} --resume 2"]
         monkeypatch.delenv("STOPS_AT")
         with open("features/x/extract.part.jsonl", "rb+") as file:
             lines = file.readlines()
@@ -450,7 +455,7 @@ class TestRanks:
         assert status != 0
         (line,) = ours(err)
         assert re.match("error: rank [02] of 3 has lost another one [(]", line)
-        assert line.endswith("to go on with it: python run.py --resume 2")
+        assert line.endswith(f"to go on with it: python {ROOT / 'run.py'} --resume 2")
         monkeypatch.delenv("DIES_AT")
         assert len(lines) - 2 < len(json_lines("features/x/extract.part.jsonl")[1:]) < 14
         assert start("--resume")[0] == 0
@@ -467,6 +472,14 @@ class TestFailures:
         assert f"{tmp_path / 'bad.mp4'},its decoder crashed" in read_lines("skipped.csv")
         assert len(read_lines("skipped.csv")) == 1 + 3
         assert len(read_lines("train_names.txt")) == 8
+
+    def test_a_crash_is_noticed_where_processes_are_not_forked(self, clips, monkeypatch):
+        monkeypatch.setattr(tools.decoding, "START_METHOD", "spawn")
+        videos = list_videos(clips / "list.csv", (), 0)[0]
+        decoded = Clips(videos[:1], N_FRAMES, kill_itself, n_processes=1)
+        with pytest.raises(DecoderDied) as death:
+            list(decoded.batches([range(1)]))
+        assert death.value.videos == {0}
 
     def test_a_decoder_that_dies_disturbs_only_who_waits_for_it(self, clips):
         """Else the signal would raise in the middle of what ranks exchange, and leave them out of step."""

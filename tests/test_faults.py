@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
-from synthetic import N_CLASSES, N_DATABASE, N_FRAMES, WIDTH, json_lines, write_features
+from synthetic import N_CLASSES, N_DATABASE, N_FRAMES, ROOT, WIDTH, json_lines, write_features
 
 import engine.checkpoint
 import engine.loop
@@ -204,7 +204,12 @@ BAD_INPUTS = [
     ("unknown key", set_json(max_frame=3), [], "unknown key 'max_frame' (did you mean 'max_frames'?)"),
     ("missing key", remove_key("num_class"), [], "key 'num_class' is missing"),
     ("wrong type", set_json(num_class="4"), [], "'num_class' must be a positive integer, found \"4\""),
-    ("unknown run key", set_run(learning_rate=1), [], "in 'run': unknown key 'learning_rate'"),
+    (
+        "unknown run key",
+        set_run(learning_rate=1),
+        [],
+        "in 'run': unknown key 'learning_rate' (did you mean 'lr'?)",
+    ),
     ("unknown cfg key", set_cfg(n_cluster=1), [], "did you mean 'cfg.n_clusters'?"),
     ("p is 1", set_cfg(p1=1.0), [], "'cfg.p1' must be 0 <= p1 < 1, found 1.0"),
     ("nothing hidden", set_cfg(p2=0.1), [], "'cfg.p2' = 0.1 hides 0 of 6 frames"),
@@ -263,7 +268,12 @@ BAD_INPUTS = [
     ("a NUL byte", nothing, ["--result_log_dir", "a\0b"], "'result_log_dir' must be a text"),
     ("a long name", nothing, ["--weight_path", "x" * 5000, "--stage", "test"], "File name too long"),
     ("too many values", nothing, ["--max_iter", "1", "2", "3"], "unexpected argument '3'"),
-    ("unknown option", nothing, ["--learning_rate", "1"], "unknown key '--learning_rate'"),
+    (
+        "unknown option",
+        nothing,
+        ["--learning_rate", "1"],
+        "unknown key '--learning_rate' (did you mean '--lr'?)",
+    ),
     (
         "option of another system",
         nothing,
@@ -276,7 +286,12 @@ BAD_INPUTS = [
     ("two problems", set_run(lr=-1), ["--seed", "-1"], "option 'seed' must be 0 or more, found -1; "),
     ("weight_path in the pipeline", nothing, ["--weight_path", "x.pth"], "'weight_path' must be None"),
     ("no checkpoint", nothing, ["--stage", "test", "--weight_path", "x.pth"], "x.pth: no such checkpoint"),
-    ("none that fits", nothing, ["--stage", "train"], "weight: no such"),
+    (
+        "none that fits",
+        nothing,
+        ["--stage", "train"],
+        "weight: no finished checkpoint of pretrain that fits; python run.py --stage pretrain",
+    ),
     ("no such run", nothing, ["--resume", "7"], "--resume 7: run 7 does not exist"),
     ("nothing to resume", nothing, ["--resume"], "--resume: no unfinished run in log"),
 ]
@@ -748,7 +763,7 @@ class TestProcesses:
             _, err = process.communicate(timeout=30)
             assert process.returncode == status
             told.add(err)
-        assert told == {f"stopped; to go on with it: python run.py --resume {n}\n" for n in (1, 2)}
+        assert told == {f"stopped; to go on with it: python {ROOT / 'run.py'} --resume {n}\n" for n in (1, 2)}
         for n, path in enumerate(logs, 1):
             part = read_checkpoint(tmp_path / f"work/weight/{n}_16.part.pth")
             epochs = [line["epoch"] for line in json_lines(path) if line["event"] == "epoch"]

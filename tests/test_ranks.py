@@ -223,7 +223,8 @@ def test_tests_and_tools_leave_the_same_bytes(ran):
                 del result[key]
         files = [path for number in (7, 8, 11, 12) for path in (folder / "result").glob(f"{number}_*.h5")]
         files += (folder / "code").iterdir()
-        shown = [line for line in out.partition("run 13:")[0].splitlines() if " on " not in line]  # the ranks
+        lines = out.partition("run 13:")[0].splitlines()
+        shown = [line for line in lines if " on " not in line and not line.startswith("in ")]  # ranks, folder
         assert len(files) == 12
         found[n] = results, {path.name: path.read_bytes() for path in files}, shown
     assert found[2] == found[1]
@@ -330,7 +331,7 @@ def test_sigterm_stops_all_ranks_and_the_death_of_one_the_others(torchrun, start
     process.send_signal(signal.SIGTERM)
     status, _, err = ended(process)
     assert status != 0
-    assert ours(err) == ["stopped; to go on with it: python run.py --resume 1"]
+    assert ours(err) == [f"stopped; to go on with it: python {ROOT / 'run.py'} --resume 1"]
     (epoch, *_) = torch.load(tmp_path / "work/weight/1_16.part.pth")["position"]
     assert epoch > 0
 
@@ -341,7 +342,7 @@ def test_sigterm_stops_all_ranks_and_the_death_of_one_the_others(torchrun, start
     assert status != 0
     (line,) = ours(err)
     assert line.startswith("error: rank 0 of 2 has lost another one (")
-    assert line.endswith("to go on with it: python run.py --resume 1")
+    assert line.endswith(f"to go on with it: python {ROOT / 'run.py'} --resume 1")
 
     status, out, err = start("--resume")
     assert (status, err) == (0, "")

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -102,6 +103,29 @@ class TestNumbers:
             file.write("/elsewhere/1.jsonl")
         assert start("--resume")[0] == 0
         assert os.path.exists("weight/1.reserved")
+
+
+class TestFirstLines:
+    """They say where a run works, and how to go on with it."""
+
+    def test_of_a_pipeline(self, start):
+        out = start("--result_log_dir", "my log")[1]
+        place = f"in {os.getcwd()}, log my log/1.txt to my log/3.txt; if it is interrupted: "
+        place += "python run.py --resume 1 --result_log_dir 'my log'"
+        assert out.splitlines()[1] == place
+        assert open("my log/1.txt").read().splitlines()[1] == place
+        assert out.count("if it is interrupted") == 1
+
+    def test_the_command_goes_on_with_it(self, start, interrupt, monkeypatch):
+        monkeypatch.setattr(sys, "argv", ["/some where/run.py"])
+        interrupt(2, "--stage", "pretrain")
+        (line,) = [line for line in open("log/1.txt") if line.startswith("in ")]
+        before, _, command = line.partition("; if it is interrupted: ")
+        assert before == f"in {os.getcwd()}, log log/1.txt"
+        python, script, *arguments = shlex.split(command)
+        assert (python, script) == ("python", "/some where/run.py")
+        status, out, _ = start(*arguments)
+        assert (status, "resumed run 1" in out) == (0, True)
 
 
 class TestLocks:

@@ -4,7 +4,7 @@ import pytest
 
 from engine.launch import launch, parse
 from engine.settings import fields
-from engine.systems import resolve, systems
+from engine.systems import all_of_them, resolve, system_of, systems
 from formats.files import BadInput
 from pipeline import train_model
 from pretrain import SYSTEM, Cfg, WSCHSettings
@@ -48,6 +48,70 @@ class TestPrecedence:
         assert (found.hidden_size, found.bth.n_anchors, found.lr) == (16, 8, 3e-4)
 
 
+class TestOptions:
+    @pytest.mark.parametrize(
+        ("stage", "option", "meant"),
+        [
+            ("train", "--epochs", "--max_iter"),
+            ("bth.train", "--num_epochs", "--max_iter"),
+            ("train", "--bits", "--hashcode_size"),
+            ("tools.encode", "--nbits", "--hashcode_size"),
+            ("train", "--batch", "--batch_size"),
+            ("train", "--bs", "--batch_size"),
+            ("bth.train", "--learning_rate", "--lr"),
+            ("train", "--learning-rate", "--lr"),
+            ("test", "--gpu", "--device"),
+            ("train", "--data", "--data_set_config"),
+            ("train", "--dataset", "--data_set_config"),
+            ("tools.extract", "--data", "--videos"),
+            ("train", "--output", "--result_weight_dir"),
+            ("train", "--checkpoint", "--weight_path"),
+            ("train", "--workers", "--num_workers"),
+            ("train", "--amp", "--precision"),
+            ("train", "--n_clusters", "--cfg.n_clusters"),
+            ("bth.train", "--anchors", "--bth.anchors"),
+            ("train", "--hashcode-size", "--hashcode_size"),
+            ("train", "--resum", "--resume"),
+        ],
+    )
+    def test_words_that_people_try(self, stage, option, meant):
+        with pytest.raises(BadInput) as error:
+            parse([option, "3"], {}, system_of(stage))
+        assert str(error.value).startswith(
+            f"unknown key '{option}' (did you mean '{meant}'?) (the settings of"
+        )
+
+    def test_such_a_word_means_one_setting(self):
+        for system in all_of_them():
+            known = fields(system.settings)
+            words = [word for item in known.values() for word in item.metadata["also"]]
+            own = {"data", "dataset"} if "videos" in known else set()  # of the videos there
+            assert {word for word in words if words.count(word) > 1} == own
+            assert not {*words} & known.keys()
+
+    def test_in_the_form_too(self, dataset):
+        with pytest.raises(BadInput, match=r"run.py: unknown key 'epochs' .did you mean 'max_iter'"):
+            settings(dataset, epochs=3)
+
+    @pytest.mark.parametrize("text", ["true", "True", None])
+    def test_true_may_be_left_out(self, text):
+        arguments = ["--tf32", *([text] if text else []), "--seed", "5", "--exclude_self"]
+        assert parse(arguments, {}, SYSTEM) == {"tf32": True, "seed": 5, "exclude_self": True}
+        assert parse(["--tf32", "false"], {}, SYSTEM) == {"tf32": False}
+
+    @pytest.mark.parametrize(
+        ("text", "number"),
+        [(".5", 0.5), ("5.", 5.0), ("1e-4", 1e-4), ("1E3", 1000.0), ("+3", 3), ("-.5", -0.5), ("007", 7)],
+    )
+    def test_numbers(self, text, number):
+        assert parse(["--lr", text], {}, SYSTEM) == {"lr": number}
+
+    @pytest.mark.parametrize("text", ["1,5", "null", "[1]", "0x10", "nan", "inf", "9" * 5000])
+    def test_no_numbers(self, dataset, text):
+        with pytest.raises(BadInput, match="option 'lr' must be"):
+            settings(dataset, parse(["--lr", text], {}, SYSTEM))
+
+
 class TestProblems:
     def test_all_at_once(self, dataset):
         dataset.change(run={"lr": -1, "cfg": {"p3": 0.1}})
@@ -73,7 +137,9 @@ class TestProblems:
             ("max_iter", [1, 2.5], "two numbers"),
             ("hashcode_size", 16.5, "1 or more"),
             ("tf32", 1, "true or false"),
-            ("device", "gpu", "auto, cpu, cuda or mps"),
+            ("device", "gpu", "auto, cpu, cuda, cuda:N (GPU number N, from 0) or mps"),
+            ("device", "cuda:", "cuda:N"),
+            ("device", "cpu:1", "cuda:N"),
             ("precision", "float16", "float32 or bfloat16"),
             ("lr", float("nan"), "above 0"),
             ("cfg.tau_plus", True, "tau_plus"),

@@ -70,6 +70,20 @@ class TestWhoseWeights:
         start("--stage", "bth.pretrain")
         assert "no finished checkpoint of train or pretrain that fits" in start("--stage", "test")[2]
 
+    @pytest.mark.parametrize(
+        ("stage", "of", "maker"),
+        [
+            ("train", "pretrain", "pretrain"),
+            ("test", "train or pretrain", "pipeline"),
+            ("bth.test", "bth.train or bth.pretrain", "bth.pipeline"),
+            ("tools.encode", "train or pretrain or bth.train or bth.pretrain", "pipeline"),
+        ],
+    )
+    def test_where_there_is_none_the_command_that_makes_one_is_told(self, start, stage, of, maker):
+        none = f"error: weight: no finished checkpoint of {of} that fits; "
+        make = f"python run.py --stage {maker}, with the same options, makes one; or set weight_path\n"
+        assert start("--stage", stage)[::2] == (2, none + make)
+
     def test_a_folder_of_published_files(self, start, dataset, tmp_path):
         del dataset.content["run"]
         for name in ("test", "query"):

@@ -29,7 +29,7 @@ def load_network(path: str | Path, device: str = "auto") -> nn.Module:
 
     Args:
         path: a ``.pth`` file.
-        device: ``cpu``, ``cuda``, ``mps``, or ``auto``: the best there is.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or ``auto``: the best there is.
 
     Returns:
         The network in eval mode, without gradients. It says of itself: ``sizes``, ``system`` (its name),

@@ -4,6 +4,7 @@ import io
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,9 @@ from formats.video import Undecodable, read_frames
 from tools.listing import Video
 
 THUMBNAIL_WIDTH = 160
+# How processes start. Fork is sooner and takes any ``prepare``; it was Linux' own way until Python 3.14.
+# None: the system's own way; a process then imports ``prepare`` from its module.
+START_METHOD = "fork" if sys.platform == "linux" else None
 
 
 class Seen(NamedTuple):
@@ -78,6 +82,7 @@ class Clips(Dataset):
                 num_workers=self.n_processes,
                 collate_fn=list,
                 worker_init_fn=end_with_parent,
+                multiprocessing_context=START_METHOD if self.n_processes else None,
             )
             ahead = iter(loader)
             handler = signal.getsignal(signal.SIGCHLD)

@@ -51,7 +51,7 @@ class EncodeSettings(Settings):
     @property
     def source(self) -> str:
         """What is encoded, in words."""
-        return ", ".join(self.features) or self.data_set_config
+        return ", ".join(self.features) or super().source
 
     def problems(self) -> list[str]:
         """What is wrong with settings that are each right by themselves."""

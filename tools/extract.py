@@ -54,7 +54,9 @@ class ExtractSettings(Settings):
     fresh_stages: ClassVar[tuple[str, ...]] = ("tools.extract",)
 
     stage: str = setting("tools.extract", "what to run")
-    videos: str | None = setting(None, "folder of videos, or a CSV file with columns file, split, class")
+    videos: str | None = setting(
+        None, "folder of videos, or a CSV file with columns file, split, class", also="data dataset input"
+    )
     name: str | None = setting(
         None, "of the new dataset, its folder and its JSON",
         lambda v: v is None or (Path(v).name == v and not v.startswith(".")), "a file name",

@@ -9,7 +9,7 @@ from engine.demo import make_demo
 from engine.launch import exit_status
 from engine.settings import fields
 from engine.systems import System, check_blocks, resolve, systems
-from formats.dataset import DatasetConfig, load_config
+from formats.dataset import DatasetConfig, find_json, load_config
 from formats.files import BadInput
 from formats.labels import load_labels
 from formats.recipe import in_words
@@ -93,7 +93,7 @@ def main(arguments: list[str]) -> int:
 
     def work() -> None:
         for path in arguments:
-            config = load_config(path)
+            config = load_config(find_json(path))
             check_blocks(config)
             make_demo(config)
             report(config)
