@@ -214,7 +214,8 @@ class TestWithoutATest:
     def bare(self, made):
         """Its files, without labels."""
         for name, codes in zip(made.files.values(), made.codes, strict=True):
-            write_codes(made.folder / name, codes, sources='["features/x_feats.h5"]')
+            said = {"dataset": "train on it, seed 1", "sources": '["features/x_feats.h5"]'}
+            write_codes(made.folder / name, codes, **said)
         return tuple(made.files.values())
 
     def test_with_labels_it_shows_what_the_log_shows(self, result, gallery):
@@ -227,7 +228,7 @@ class TestWithoutATest:
         order = np.argsort(made.distances(), axis=1, kind="stable")[:, :10]
         ap = [average_precision(made.right(query, row)) for query, row in enumerate(order)]
         assert re.findall("<t[hd]>(.*?)</t[hd]>", page) == ["", "@10", "mAP@K", f"{sum(ap) / len(ap):.3f}"]
-        assert "codes of a network trained on a dataset that it does not name; 40 videos" in page
+        assert "<p>a network that says nothing of its training; 40 videos in the database" in page
         assert "12 queries. Codes: result/1_test.h5 and result/1_query.h5." in page
         assert "<h1>Nearest videos: WSCH, 6 bits</h1>" in page
 
@@ -261,8 +262,8 @@ class TestWithoutATest:
             shown = re.findall('<span class="faint">(.*?)</span>', page)
             order = np.argsort(made.distances(), axis=1, kind="stable")[:, :k]
             assert shown == [f"video {each}" for query, row in enumerate(order) for each in (query, *row)]
-        assert "every one of them is a query, and is left out of its own answer." in page
-        assert "result/1_test.h5." in page
+        assert "<p>train on it, seed 1; 40 videos in the database, every one of them is a query, and" in page
+        assert "is left out of its own answer. Codes: result/1_test.h5.</p>" in page
 
     def test_names_and_thumbnails(self, result, gallery):
         made = result(n=(7,))
@@ -279,7 +280,12 @@ class TestWithoutATest:
         for options, codes, said in (
             (("--pick", "random,worst"), files, "--pick: 'worst' needs labels, which tell right from wrong"),
             (("--pick", ""), files, "--pick: expected some of random,best,worst, found ''"),
-            ((), (*files, files[0]), "expected a log, or two files of codes (database, queries), found 3"),
+            (
+                (),
+                files[:1],
+                "expected a log, or two files of codes (database, queries), found result/1_test.h5",
+            ),
+            ((), (*files, "x.h5"), "found result/1_test.h5 result/1_query.h5 x.h5"),
             ((), (files[0], "none.h5"), "none.h5: no such file of codes; stage tools.encode makes one"),
             ((), ("log/1.jsonl", files[0]), "log/1.jsonl: "),
             (("--k", 40), (files[0], files[0]), "--k: expected 1 to 39, the videos of result/1_test.h5"),

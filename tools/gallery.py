@@ -163,9 +163,10 @@ class Gallery:
         asked = f"{n} queries" if not self.same else "every one of them is a query"
         left_out = ", and is left out of its own answer" if self.exclude_self else ""
         what = f"{result.get('origin')}; {len(self.database.file)} videos in the database, {asked}{left_out}"
-        files = " and ".join(dict.fromkeys(str(split.file.path) for split in (self.database, self.query)))
-        log = self.asked.log
-        return [f"{what}. Log: {log}, {result.get('time')}." if log else f"{what}. Codes: {files}."]
+        if self.asked.log:
+            return [f"{what}. Log: {self.asked.log}, {result.get('time')}."]
+        asking = "" if self.same else f" and {self.query.file.path}"
+        return [f"{what}. Codes: {self.database.file.path}{asking}."]
 
     def numbers(self) -> list[list[str]]:
         """The table of the log, and mAP at the cut of the page; empty without labels."""

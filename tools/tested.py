@@ -110,7 +110,7 @@ def open_asked(names: Sequence[str]) -> Asked:
     Raises:
         BadInput: a file is missing or damaged, the two do not fit, or those of a test have no labels.
     """
-    if len(names) == 1:
+    if len(names) == 1 and not names[0].endswith(".h5"):
         log = find_result(names[0])
         asked = Asked(read_codes(log, "database"), read_codes(log, "query"), log.result, log.path)
         if unlabelled := [file for file in (asked.database, asked.query) if file.labels is None]:
@@ -120,10 +120,10 @@ def open_asked(names: Sequence[str]) -> Asked:
         said = read_attributes(asked.database.path)
         asked.result.update(
             system=said["system"], bits=asked.database.bits, exclude_self=asked.same,
-            origin=f"codes of a network trained on {said['dataset'] or 'a dataset that it does not name'}",
+            origin=said["dataset"] or "a network that says nothing of its training",
         )  # fmt: skip
     else:
-        raise BadInput(f"expected a log, or two files of codes (database, queries), found {len(names)} names")
+        raise BadInput(f"expected a log, or two files of codes (database, queries), found {' '.join(names)}")
     check_pair(asked.database, asked.query, force=False)
     if asked.labelled and (n := asked.query.labels.shape[1]) != asked.database.labels.shape[1]:
         path, found = asked.database.path, asked.database.labels.shape[1]
