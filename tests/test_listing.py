@@ -160,9 +160,9 @@ class TestFolder:
 
     def test_folders_that_can_be_no_classes(self, tmp_path):
         touch(tmp_path, *(f"UCF-101/run/{number}.mp4" for number in range(4)))
-        with pytest.raises(BadInput, match="--classes folders: expected two folders or more, found UCF-101$"):
+        with pytest.raises(BadInput, match="--classes folders: expected two folders or .*, found UCF-101$"):
             list_videos(tmp_path, FRACTIONS, 0, class_folders=True)
-        with pytest.raises(BadInput, match="expected two folders or more, found none$"):
+        with pytest.raises(BadInput, match="expected two folders or more .*, found none$"):
             list_videos(tmp_path / "UCF-101/run", FRACTIONS, 0, class_folders=True)
         assert "classes" not in list_videos(tmp_path, FRACTIONS, 0)[1]
 

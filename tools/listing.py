@@ -89,10 +89,8 @@ def settle_classes(folder: Path, videos: list[Video], class_folders: bool) -> tu
     some = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
     if class_folders:
         if len(names) < 2:
-            where = f"{folder} or its folders train, test and query"
-            raise BadInput(
-                f"{where}: --classes folders: expected two folders or more, found {some or 'none'}"
-            )
+            found = f"expected two folders or more right below it or its splits, found {some or 'none'}"
+            raise BadInput(f"{folder}: --classes folders: {found}")
         return videos, f"; {len(names)} classes, by folders: {some}"
     hint = f"; no classes; --classes folders would take its {len(names)} folders ({some}) as classes"
     return [video._replace(classes=()) for video in videos], hint * (len(names) > 1)

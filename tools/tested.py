@@ -116,12 +116,14 @@ def open_asked(names: Sequence[str]) -> Asked:
         if unlabelled := [file for file in (asked.database, asked.query) if file.labels is None]:
             raise BadInput(f"{unlabelled[0].path}: no labels, which tell right from wrong")
     elif len(names) == 2:
-        asked = Asked(*(read_code_file(expand(name)) for name in names), {})
-        said = read_attributes(asked.database.path)
-        asked.result.update(
-            system=said["system"], bits=asked.database.bits, exclude_self=asked.same,
-            origin=said["dataset"] or "a network that says nothing of its training",
-        )  # fmt: skip
+        database, query = (read_code_file(expand(name)) for name in names)
+        said = read_attributes(database.path)
+        asked = Asked(database, query, {
+            "system": said["system"],
+            "origin": said["dataset"] or "a network that says nothing of its training",
+            "bits": database.bits,
+            "exclude_self": database.path.samefile(query.path),
+        })  # fmt: skip
     else:
         raise BadInput(f"expected a log, or two files of codes (database, queries), found {' '.join(names)}")
     check_pair(asked.database, asked.query, force=False)
