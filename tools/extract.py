@@ -60,8 +60,8 @@ class ExtractSettings(Settings):
         lambda v: v is None or (Path(v).name == v and not v.startswith(".")), "a file name",
     )  # fmt: skip
     classes: str | None = setting(
-        None, "folders: a video's class is the name of the folder, below 'videos' or its train, test, query, "
-        "that holds it; none: no classes, or those of the CSV file",
+        None, "how classes are told: by the folders right below 'videos' (or its train, test, query) that "
+        "hold the clips; not given: by the CSV file's column, if it has one",
         lambda v: v in (None, "folders"), "folders",
     )  # fmt: skip
     backbone: str = setting(
