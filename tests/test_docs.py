@@ -102,12 +102,10 @@ def test_comments_are_known(path):
     assert names <= {"runnable", "source"}
 
 
-@NOT_YET
 def test_the_readme_states_no_figure_without_a_source():
     assert figures_without_source(README) == []
 
 
-@NOT_YET
 def test_the_readme_is_short():
     assert len(README.read_text(encoding="utf-8").splitlines()) <= 200
 

@@ -236,14 +236,36 @@ def test_single_precision(extract, clips):
         assert np.array_equal(single["feats"][()].astype(np.float16), half["feats"])
 
 
+def test_folders_as_classes(extract, clips, tmp_path):
+    for number, row in enumerate(listed(clips)):
+        folder = tmp_path / "sorted" / ("jump", "run", ".")[number % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(clips / row["file"], folder)
+    plain = extract(videos=tmp_path / "sorted", name="y")[1]
+    assert "--classes folders would take its 2 folders (jump, run) as classes" in plain
+    status, out, _ = extract(videos=tmp_path / "sorted", classes="folders")
+    assert status == 0
+    assert "drawn at random by 0.5 0.35 0.15, seed 3346; 2 classes, by folders: jump, run\n" in out
+    assert out.endswith("next: python run.py --data_set_config Json/x.json\n")
+    assert read_lines("classes.txt") == ["jump", "run"]
+    config = load_config("Json/x.json")
+    for split in (config.train, config.test, config.query):
+        names = read_lines(f"{split.name}_names.txt")
+        expected = [[name.startswith(each) for each in ("jump/", "run/")] for name in names]
+        assert np.array_equal(load_labels(config, split, [len(names)])[0], expected)
+    status, _, err = extract(classes="folders", name="z")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "list.csv: --classes folders is for a folder of videos" in err
+
+
 def test_without_classes_and_splits(extract, clips, start, tmp_path):
     lines = ["file", *(str(clips / row["file"]) for row in listed(clips))]
     (tmp_path / "plain.csv").write_text("\n".join(lines))
     status, out, _ = extract(videos=tmp_path / "plain.csv", split=(0.4, 0.3, 0.3), seed=5)
     assert status == 0
     assert "drawn at random by 0.4 0.3 0.3, seed 5" in out
-    assert "no classes: what is trained on this can encode and search, a test would need labels" in out
-    assert out.endswith("next: python run.py --data_set_config Json/x.json --stage pretrain\n")
+    assert "no classes: what is trained on this can encode, search and show; a test would need classes" in out
+    assert "next: python run.py --data_set_config Json/x.json --stage pretrain\nthen the same with" in out
     assert not [name for name in os.listdir("features/x") if "label" in name or "class" in name]
     options = ("--data_set_config", "Json/x.json")
     assert inspect.main(["Json/x.json"]) == 0

@@ -15,8 +15,7 @@ from synthetic import write_codes, write_log
 
 from metrics import evaluate, hamming_distance
 from tools.gallery import Answers, main, rank
-from tools.logs import read_log
-from tools.tested import open_splits
+from tools.tested import open_asked, open_splits
 
 JPEG = base64.b64decode(  # 8 x 8, grey
     "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAP////////////////////////////////////////////////////////////////////////"
@@ -82,11 +81,11 @@ def result(tmp_path, monkeypatch):
 
 @pytest.fixture
 def gallery(tmp_path, capsys):
-    def run(*options):
+    def run(*options, codes=("log/1.jsonl",)):
         capsys.readouterr()
         out = tmp_path / "gallery.html"
         out.unlink(missing_ok=True)
-        status = main(["log/1.jsonl", "--out", str(out), *map(str, options)])
+        status = main([*codes, "--out", str(out), *map(str, options)])
         return status, out.read_text(encoding="utf-8") if out.exists() else "", *capsys.readouterr()
 
     return run
@@ -132,7 +131,7 @@ class TestRanking:
     @pytest.mark.parametrize("options", [{}, {"n": (40,)}, {"n": (40,), "exclude_self": True}])
     def test_average_precision_is_that_of_the_metrics(self, result, options):
         made = result(**options)
-        database, query = open_splits(read_log(made.folder / "log/1.jsonl"), None, None, None)
+        database, query = open_splits(open_asked(["log/1.jsonl"]), None, None, None)
         answers = rank(database, query, 20, made.exclude_self)
         for k in made.ks:
             found = answers.average_precision(k).mean()
@@ -207,6 +206,93 @@ class TestPicks:
         assert cells[2:] == [["ceiling", "0.875", "-", "-"], ["chance", "0.125", "-", "-"]]
         assert "<h1>Nearest videos: WSCH, tiny, 6 bits</h1>" in page
         assert "train on tiny, seed 1; 40 videos in the database, 12 queries." in page
+
+
+class TestWithoutATest:
+    """Two files of codes, no log."""
+
+    def bare(self, made):
+        """Its files, without labels."""
+        for name, codes in zip(made.files.values(), made.codes, strict=True):
+            said = {"dataset": "train on it, seed 1", "sources": '["features/x_feats.h5"]'}
+            write_codes(made.folder / name, codes, **said)
+        return tuple(made.files.values())
+
+    def test_with_labels_it_shows_what_the_log_shows(self, result, gallery):
+        made = result()
+        shown = gallery()[1]
+        (made.folder / "log/1.jsonl").unlink()
+        status, page, _, err = gallery(codes=tuple(made.files.values()))
+        assert (status, err) == (0, "")
+        assert rows_of(page) == rows_of(shown) != []
+        order = np.argsort(made.distances(), axis=1, kind="stable")[:, :10]
+        ap = [average_precision(made.right(query, row)) for query, row in enumerate(order)]
+        assert re.findall("<t[hd]>(.*?)</t[hd]>", page) == ["", "@10", "mAP@K", f"{sum(ap) / len(ap):.3f}"]
+        assert "<p>a network that says nothing of its training; 40 videos in the database" in page
+        assert "12 queries. Codes: result/1_test.h5 and result/1_query.h5." in page
+        assert "<h1>Nearest videos: WSCH, 6 bits</h1>" in page
+
+    @pytest.mark.parametrize("lacking", ["both", "query"])
+    def test_without_labels(self, result, gallery, lacking):
+        made = result()
+        if lacking == "both":
+            self.bare(made)
+        else:
+            write_codes(made.folder / made.files["query"], made.codes[1])
+        status, page, _, err = gallery("--queries", 12, "--k", 40, codes=tuple(made.files.values()))
+        assert (status, err) == (0, "")
+        assert re.findall("<h2>(.*?)</h2>", page) == ["Random queries"]
+        assert re.findall("<h3>(.*?)</h3>", page) == [f"video {query}" for query in range(12)]
+        distances, cards = made.distances(), CARD.findall(page)
+        order = np.argsort(distances, axis=1, kind="stable")
+        places = [f"{rank}. {distances[query, video]:g} bits" for query, row in enumerate(order)
+                  for rank, video in enumerate(row, 1)]  # fmt: skip
+        assert [mark for kind, _, mark, _ in cards if kind == "found"] == places
+        names = [f"video {video}" for video in order.ravel()]
+        found = [re.findall("<span[^>]*>(.*?)</span>", rest) for kind, _, _, rest in cards if kind == "found"]
+        assert found == [[name] for name in names]
+        for word in ("right", "wrong", "AP@", "class ", "<table>", "None"):
+            assert word not in page.partition("</style>")[2].replace('class="', ""), word
+
+    def test_one_file_asks_itself(self, result, gallery):
+        made = result(n=(40,), bits=2, exclude_self=True)
+        files = self.bare(made)
+        for k in (5, 39):
+            page = gallery("--queries", 40, "--k", k, codes=(files[0], f"{made.folder}/{files[0]}"))[1]
+            shown = re.findall('<span class="faint">(.*?)</span>', page)
+            order = np.argsort(made.distances(), axis=1, kind="stable")[:, :k]
+            assert shown == [f"video {each}" for query, row in enumerate(order) for each in (query, *row)]
+        assert "<p>train on it, seed 1; 40 videos in the database, every one of them is a query, and" in page
+        assert "is left out of its own answer. Codes: result/1_test.h5.</p>" in page
+
+    def test_names_and_thumbnails(self, result, gallery):
+        made = result(n=(7,))
+        files = self.bare(made)
+        TestVideos().names(made, "x", [f"clip{i}.mp4" for i in range(7)])
+        TestVideos().thumbnail(made, "clip3.mp4")
+        page = gallery("--queries", 7, codes=files)[1]
+        assert re.findall("<h3>(.*?)</h3>", page) == [f"clip{i}.mp4" for i in range(7)]
+        assert page.count("<img") == 7
+
+    def test_refusals(self, result, gallery):
+        made = result()
+        files = self.bare(made)
+        for options, codes, said in (
+            (("--pick", "random,worst"), files, "--pick: 'worst' needs labels, which tell right from wrong"),
+            (("--pick", ""), files, "--pick: expected some of random,best,worst, found ''"),
+            (
+                (),
+                files[:1],
+                "expected a log, or two files of codes (database, queries), found result/1_test.h5",
+            ),
+            ((), (*files, "x.h5"), "found result/1_test.h5 result/1_query.h5 x.h5"),
+            ((), (files[0], "none.h5"), "none.h5: no such file of codes; stage tools.encode makes one"),
+            ((), ("log/1.jsonl", files[0]), "log/1.jsonl: "),
+            (("--k", 40), (files[0], files[0]), "--k: expected 1 to 39, the videos of result/1_test.h5"),
+        ):
+            status, page, out, err = gallery(*options, codes=codes)
+            assert (status, page, out, err.count("\n")) == (2, "", "", 1)
+            assert said in err
 
 
 NASTY = "<script>alert(\"x\")</script> & 'ü'/日本.mp4"

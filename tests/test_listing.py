@@ -85,6 +85,12 @@ class TestList:
         videos, _ = list_videos(write("file,class", f"a{name}.mov,{name}x", "b,", "c,", "d,"), FRACTIONS, 0)
         assert (f"a{name}.mov", (f"{name}x".strip(),)) in [(video.name, video.classes) for video in videos]
 
+    def test_its_classes_are_those_of_its_column(self, write):
+        with pytest.raises(
+            BadInput, match="list.csv: --classes folders is for a folder of videos, a list has"
+        ):
+            list_videos(write("file", "a/x.mp4"), FRACTIONS, 0, class_folders=True)
+
     def test_no_text(self, tmp_path):
         (tmp_path / "x.csv").write_bytes(b"file\n\xff\n")
         with pytest.raises(BadInput, match="x.csv: cannot be read: not UTF-8"):
@@ -136,6 +142,29 @@ class TestFolder:
         assert said == f"splits as in {tmp_path}"
         touch(tmp_path, "d.mp4")
         assert "drawn at random" in list_videos(tmp_path, FRACTIONS, 0)[1]
+
+    @pytest.mark.parametrize("splits", ["", "three"])
+    def test_folders_as_classes(self, tmp_path, splits):
+        """The uppermost, below the splits where there are any; of a video beside them none."""
+        inside = ("train", "test", "query") if splits else ("",) * 3
+        touch(tmp_path, *(f"{top}/{name}".lstrip("/") for top, name in zip(
+            inside, ("run/a.mp4", "jump high/2019/b.mp4", "c.mp4"), strict=True)))  # fmt: skip
+        videos, said = list_videos(tmp_path, (0.4, 0.3, 0.3), 0, class_folders=True)
+        found = {video.path.name: video.classes for video in videos}
+        assert found == {"a.mp4": ("run",), "b.mp4": ("jump high",), "c.mp4": ()}
+        assert said.endswith("; 2 classes, by folders: jump high, run")
+        without, said = list_videos(tmp_path, (0.4, 0.3, 0.3), 0)
+        assert without == [video._replace(classes=()) for video in videos]
+        hint = "; no classes; --classes folders would take its 2 folders (jump high, run) as classes"
+        assert said.endswith(hint)
+
+    def test_folders_that_can_be_no_classes(self, tmp_path):
+        touch(tmp_path, *(f"UCF-101/run/{number}.mp4" for number in range(4)))
+        with pytest.raises(BadInput, match="--classes folders: expected two folders or .*, found UCF-101$"):
+            list_videos(tmp_path, FRACTIONS, 0, class_folders=True)
+        with pytest.raises(BadInput, match="expected two folders or more .*, found none$"):
+            list_videos(tmp_path / "UCF-101/run", FRACTIONS, 0, class_folders=True)
+        assert "classes" not in list_videos(tmp_path, FRACTIONS, 0)[1]
 
     def test_the_draw(self, tmp_path):
         touch(tmp_path, *(f"{number:03}.mp4" for number in range(100)))

@@ -61,6 +61,11 @@ class ExtractSettings(Settings):
         None, "of the new dataset, its folder and its JSON",
         lambda v: v is None or (Path(v).name == v and not v.startswith(".")), "a file name",
     )  # fmt: skip
+    classes: str | None = setting(
+        None, "how classes are told: by the folders right below 'videos' (or its train, test, query) that "
+        "hold the clips; not given: by the CSV file's column, if it has one",
+        lambda v: v in (None, "folders"), "folders",
+    )  # fmt: skip
     backbone: str = setting(
         "lite0",
         "network of the frame features: lite0, torchvision:resnet50, torchvision:vgg19, timm:NAME or "
@@ -106,7 +111,9 @@ def train_model(settings: ExtractSettings, run: Run) -> Path:
             not finite, a file cannot be written, or another extraction's files are in the way.
     """
     av = optional_package("av", "PyAV", "video")
-    videos, splits = ranks.on_first(list_videos)(expand(settings.videos), settings.split, settings.seed)
+    videos, origin = ranks.on_first(list_videos)(
+        expand(settings.videos), settings.split, settings.seed, settings.classes == "folders"
+    )
     folder = expand(settings.features_dir) / settings.name
     out = json_path(settings.name, folder)
     work = Work(folder)
@@ -115,7 +122,7 @@ def train_model(settings: ExtractSettings, run: Run) -> Path:
         run.end()
         return out
     device, backbone = open_device(settings), open_backbone(settings.backbone)
-    run.start(splits, **environment(device), videos=len(videos))
+    run.start(origin, **environment(device), videos=len(videos))
     recipe = backbone.recipe | {"precision": settings.precision, "frames": RULE, "n_frames": settings.frames}
     recipe["versions"] = recipe["versions"] | {"av": av.__version__}
     shape, kind = (settings.frames, backbone.width), np.dtype(settings.feature_type)
@@ -340,9 +347,11 @@ def write_dataset(
     if incomplete := sum(isinstance(outcome, int) and outcome > 0 for outcome in work.outcomes):
         run.say(f"{incomplete} videos have fewer frames than their files promise")
     if not classes:
-        run.say("no classes: what is trained on this can encode and search, a test would need labels")
+        run.say("no classes: what is trained on this can encode, search and show; a test would need classes")
     stage = "" if classes else " --stage pretrain"
     run.say(f"next: python run.py --data_set_config {shlex.quote(str(out))}{stage}")
+    if not classes:
+        run.say("then the same with --stage train, and with --stage tools.encode")
     work.remove()
 
 

@@ -1,8 +1,9 @@
 """``python -m tools.gallery LOG --out gallery.html``: queries and their nearest videos, on one page.
 
-The page needs no network and no script: thumbnails are in it (``tools/page.py``). It shows the codes that a
-test kept, ranked as the test did: by distance, ties by number. What the videos are called and look like is
-found beside their features (``tools/tested.py``) or named by options; else a video has its number.
+In place of a log it takes two files of codes, ``DATABASE.h5 QUERIES.h5``, with or without labels. The page
+needs no network and no script: thumbnails are in it (``tools/page.py``). It shows the codes that a test or
+``tools.encode`` kept, ranked as a test does: by distance, ties by number. What the videos are called and look
+like is found beside their features (``tools/tested.py``) or named by options; else a video has its number.
 
 Axes: Q queries, K neighbours.
 """
@@ -17,9 +18,8 @@ import numpy as np
 from engine.launch import Parser, exit_status
 from formats.files import BadInput, expand, write_whole
 from metrics import nearest_codes
-from tools.logs import Log
 from tools.page import Card, Row, Section, whole
-from tools.tested import Split, find_result, open_splits, read_classes
+from tools.tested import Asked, Split, open_asked, open_splits, read_classes
 
 PICKS = {
     "random": "drawn at random (seed {seed}): what to expect",
@@ -36,7 +36,7 @@ class Answers:
 
     videos: np.ndarray  # (Q, K) database indices
     distances: np.ndarray  # (Q, K)
-    right: np.ndarray  # (Q, K) bool: they share a class with the query
+    right: np.ndarray | None  # (Q, K) bool: they share a class with the query; None: no labels
 
     def average_precision(self, k: int) -> np.ndarray:
         """AP@k of every query as of ``metrics.evaluate``, (Q,)."""
@@ -47,11 +47,16 @@ class Answers:
 def main(arguments: list[str]) -> int:
     """Make the page that the command line asks for; the exit status."""
     parser = Parser(prog="python -m tools.gallery", description="Queries and their nearest videos, a page.")
-    parser.add_argument("log", metavar="LOG", help="log/<n>.jsonl of a test")
+    parser.usage = "%(prog)s (LOG | DATABASE.h5 QUERIES.h5) --out FILE.html [options]"
+    parser.add_argument("codes", nargs="+", metavar="LOG | DATABASE.h5 QUERIES.h5",
+                        help="log/<n>.jsonl of a test, or two files of codes; the same one twice: each video "
+                        "asks and is left out of its own answer")  # fmt: skip
     parser.add_argument("--out", type=expand, required=True, metavar="FILE.html", help="the page")
     parser.add_argument("--queries", type=int, default=4, metavar="N", help="of each kind (default: 4)")
     parser.add_argument("--k", type=int, help="neighbours of a query (default: 10, or all if fewer)")
-    parser.add_argument("--pick", default=",".join(PICKS), help="kinds of queries (default: all three)")
+    parser.add_argument(
+        "--pick", help=f"kinds of queries (default: {','.join(PICKS)}; without labels: random)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the random queries (default: 0)")
     parser.add_argument("--thumbnails", type=expand, metavar="FOLDER", help="of <name>.jpg")
     parser.add_argument("--database-names", type=expand, metavar="FILE", help="of the videos, one a line")
@@ -60,24 +65,27 @@ def main(arguments: list[str]) -> int:
 
 
 def make(options: argparse.Namespace) -> None:
-    """Read a result and its codes, rank, and write the page, whole or not at all.
+    """Read codes and the result of their test, if any, rank, and write the page, whole or not at all.
 
     Raises:
         BadInput: log, codes, names or an option cannot be used.
     """
-    picks = options.pick.split(",")
+    picks = options.pick.split(",") if options.pick is not None else []
     if unknown := [pick for pick in picks if pick not in PICKS]:
         raise BadInput(f"--pick: expected some of {','.join(PICKS)}, found '{unknown[0]}'")
     for name, least in (("queries", 1), ("seed", 0)):
         if (found := getattr(options, name)) < least:
             raise BadInput(f"--{name}: expected {least} or more, found {found}")
-    log = find_result(options.log)
-    database, query = open_splits(log, options.thumbnails, options.database_names, options.query_names)
-    most = len(database.file) - bool(log.result.get("exclude_self"))
+    asked = open_asked(options.codes)
+    if not asked.labelled and (ordered := [pick for pick in picks if pick != "random"]):
+        raise BadInput(f"--pick: '{ordered[0]}' needs labels, which tell right from wrong; expected random")
+    database, query = open_splits(asked, options.thumbnails, options.database_names, options.query_names)
+    most = len(database.file) - bool(asked.result.get("exclude_self"))
     k = min(10, most) if options.k is None else options.k
     if not 1 <= k <= most:
         raise BadInput(f"--k: expected 1 to {most}, the videos of {database.file.path}, found {k}")
-    gallery = Gallery(log, database, query, k)
+    gallery = Gallery(asked, database, query, k)
+    picks = picks or (PICKS if asked.labelled else ["random"])
     sections = [gallery.section(pick, options.queries, options.seed) for pick in picks]
     text = whole(gallery.title, gallery.facts(), gallery.numbers(), gallery.legend(), sections)
     write_whole(options.out, lambda path: path.write_text(text, encoding="utf-8"))
@@ -102,6 +110,8 @@ def rank(database: Split, query: Split, k: int, exclude_self: bool) -> Answers:
         others = videos != np.arange(len(videos))[:, None]
         others[others.all(1), -1] = False
         videos, distances = (each[others].reshape(-1, k) for each in (videos, distances))
+    if database.file.labels is None or query.file.labels is None:
+        return Answers(videos, distances, None)
     right = np.empty(videos.shape, bool)
     for start in range(0, len(videos), BLOCK):
         rows = slice(start, start + BLOCK)
@@ -111,10 +121,10 @@ def rank(database: Split, query: Split, k: int, exclude_self: bool) -> Answers:
 
 
 class Gallery:
-    """What a page says of the answers to the queries of a test.
+    """What a page says of the answers to the queries.
 
     Args:
-        log: of the test.
+        asked: the codes, and what is known of them.
         database: what was searched.
         query: who asked.
         k: neighbours to show.
@@ -123,39 +133,48 @@ class Gallery:
         BadInput: the codes are not those of the log, or the classes cannot be read.
     """
 
-    def __init__(self, log: Log, database: Split, query: Split, k: int):
-        self.log, self.database, self.query, self.k = log, database, query, k
-        self.exclude_self = bool(log.result.get("exclude_self"))
-        self.same = database.file.path == query.file.path
-        self.classes = read_classes(database.file)
-        cut = min(map(int, log.result["mAP"]))  # one that the log has too
+    def __init__(self, asked: Asked, database: Split, query: Split, k: int):
+        self.asked, self.database, self.query, self.k = asked, database, query, k
+        self.exclude_self, self.same = bool(asked.result.get("exclude_self")), asked.same
+        self.map = asked.result.get("mAP", {})  # of the log
+        cut = min(map(int, self.map), default=k)
         self.answers = rank(database, query, max(k, cut), self.exclude_self)
+        if not asked.labelled:
+            return
+        self.classes = read_classes(database.file)
         self.quality = self.answers.average_precision(k)  # (Q,)
-        found, said = mean(self.answers.average_precision(cut)), log.result["mAP"][str(cut)]
+        if not self.map:
+            return
+        found, said = mean(self.answers.average_precision(cut)), self.map[str(cut)]
         if not abs(found - said) <= 1e-9:  # so written, NaN is refused
-            other = f"these codes have {found:.6f}, {log.path} says {said:.6f}"
+            other = f"these codes have {found:.6f}, {asked.log} says {said:.6f}"
             raise BadInput(f"{database.file.path}: not the codes of this test, mAP@{cut} of {other}")
 
     @property
     def title(self) -> str:
         """Of the page."""
-        result = self.log.result
-        system = result.get("method") or result.get("system") or "codes"
-        return f"Nearest videos: {system}, {result.get('dataset')}, {result['bits']} bits"
+        result = self.asked.result
+        of = [result.get("method") or result.get("system") or "codes", result.get("dataset")]
+        return f"Nearest videos: {', '.join(filter(None, of))}, {result['bits']} bits"
 
     def facts(self) -> list[str]:
         """What was run."""
-        result, n = self.log.result, len(self.query.file)
+        result, n = self.asked.result, len(self.query.file)
         asked = f"{n} queries" if not self.same else "every one of them is a query"
         left_out = ", and is left out of its own answer" if self.exclude_self else ""
         what = f"{result.get('origin')}; {len(self.database.file)} videos in the database, {asked}{left_out}"
-        return [f"{what}. Log: {self.log.path}, {result.get('time')}."]
+        if self.asked.log:
+            return [f"{what}. Log: {self.asked.log}, {result.get('time')}."]
+        asking = "" if self.same else f" and {self.query.file.path}"
+        return [f"{what}. Codes: {self.database.file.path}{asking}."]
 
     def numbers(self) -> list[list[str]]:
-        """The table of the log, and mAP at the cut of the page."""
-        result = self.log.result
-        ks = sorted({*map(int, result["mAP"]), self.k})
-        rows = {"mAP@K": {**result["mAP"], str(self.k): mean(self.quality)}}
+        """The table of the log, and mAP at the cut of the page; empty without labels."""
+        if not self.asked.labelled:
+            return []
+        result = self.asked.result
+        ks = sorted({*map(int, self.map), self.k})
+        rows = {"mAP@K": {**self.map, str(self.k): mean(self.quality)}}
         rows |= {name: result[name] for name in ("ceiling", "chance") if result.get(name)}
         cells = [[name, *(f"{row[str(k)]:.3f}" if str(k) in row else "-" for k in ks)]
                  for name, row in rows.items()]  # fmt: skip
@@ -163,15 +182,19 @@ class Gallery:
 
     def legend(self) -> list[str]:
         """How to read it."""
-        bits = self.log.result["bits"]
+        bits = self.asked.result["bits"]
         items = [
             f"A row is a query (double frame), then its {self.k} nearest videos, each with its rank and its "
             f"distance: in how many of {bits} bits its code differs. Equal distances go by number.",
+        ]
+        if not self.asked.labelled:
+            return items
+        items += [
             "\u2713 right (solid frame): shares a class with the query. \u2717 wrong (dashed): shares none.",
             f"AP@{self.k} is 1 where all {self.k} are right, and the higher the nearer the right ones stand; "
             f"mAP@{self.k} is its mean over all queries.",
         ]
-        if self.log.result.get("ceiling"):
+        if self.asked.result.get("ceiling"):
             items.append("Ceiling: mAP of a perfect ranking, below 1 where a class has fewer than K videos. "
                          "Chance: of a random one.")  # fmt: skip
         if self.same and not self.exclude_self:
@@ -180,41 +203,51 @@ class Gallery:
 
     def section(self, pick: str, n: int, seed: int) -> Section:
         """At most n queries of a kind."""
-        n = min(n, len(self.quality))
+        total = len(self.query.file)
+        n = min(n, total)
         if pick == "random":
-            queries = np.sort(np.random.default_rng(seed).choice(len(self.quality), n, replace=False))
+            queries = np.sort(np.random.default_rng(seed).choice(total, n, replace=False))
         else:
             queries = np.argsort(-self.quality if pick == "best" else self.quality, kind="stable")[:n]
-        text = f"{n} of {len(self.quality)} queries, {PICKS[pick].format(seed=seed, k=self.k)}."
+        text = f"{n} of {total} queries, {PICKS[pick].format(seed=seed, k=self.k)}."
         return Section(f"{pick.capitalize()} queries", text, [self.row(query) for query in queries.tolist()])
 
     def row(self, query: int) -> Row:
         """A query and its neighbours."""
-        label = self.query.file.labels[query]
-        relevant = int((self.database.file.labels & label).any(1).sum()) - (self.exclude_self and label.any())
-        right = self.answers.right[query, : self.k]
-        name = self.class_names(label)
-        title = (
-            f"{name}: {right.sum()} of {self.k} right (the database has {relevant or 'none'}), "
-            f"AP@{self.k} {self.quality[query]:.3f}"
-        )
-        cards = [Card("query", "query", "", name, self.query.name(query), self.query.thumbnail(query))]
-        for rank, video in enumerate(self.answers.videos[query, : self.k].tolist(), 1):
-            kind = "right" if right[rank - 1] else "wrong"
+        cards = [self.card(self.query, query, "query", "query", "")]
+        for rank, video in enumerate(self.answers.videos[query, : self.k].tolist()):
+            place = f"{rank + 1}. {self.answers.distances[query, rank]:g} bits"
+            if not self.asked.labelled:
+                cards.append(self.card(self.database, video, "found", place, ""))
+                continue
+            kind = "right" if self.answers.right[query, rank] else "wrong"
             itself = " (the query itself)" if self.same and video == query else ""
-            cards.append(Card(
-                kind,
-                f"{MARKS[kind]} {kind}{itself}",
-                f"{rank}. {self.answers.distances[query, rank - 1]:g} bits",
-                self.class_names(self.database.file.labels[video]),
-                self.database.name(video),
-                self.database.thumbnail(video),
-            ))  # fmt: skip
-        return Row(title, cards)
+            cards.append(self.card(self.database, video, kind, f"{MARKS[kind]} {kind}{itself}", place))
+        return Row(self.row_title(query), cards)
 
-    def class_names(self, label: np.ndarray) -> str:
-        """The classes of a video in words."""
-        return ", ".join(self.classes[number] for number in np.flatnonzero(label)) or "no class"
+    def row_title(self, query: int) -> str:
+        """The classes of a query and how good its answer is; without labels its name."""
+        if not self.asked.labelled:
+            return self.query.name(query)
+        label, right = self.query.file.labels[query], self.answers.right[query, : self.k]
+        relevant = int((self.database.file.labels & label).any(1).sum()) - (self.exclude_self and label.any())
+        return (
+            f"{self.class_names(self.query, query)}: {right.sum()} of {self.k} right "
+            f"(the database has {relevant or 'none'}), AP@{self.k} {self.quality[query]:.3f}"
+        )
+
+    def card(self, split: Split, video: int, kind: str, mark: str, place: str) -> Card:
+        """A video of a row."""
+        return Card(
+            kind, mark, place, self.class_names(split, video), split.name(video), split.thumbnail(video)
+        )
+
+    def class_names(self, split: Split, video: int) -> str:
+        """The classes of a video in words; empty without labels."""
+        if not self.asked.labelled:
+            return ""
+        numbers = np.flatnonzero(split.file.labels[video])
+        return ", ".join(self.classes[number] for number in numbers) or "no class"
 
 
 def mean(values: np.ndarray) -> float:

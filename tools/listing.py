@@ -3,7 +3,8 @@
 A list is a CSV file (UTF-8, a header) with the columns ``file`` (relative to the list's folder), and perhaps
 ``split`` (train, test or query; database is test) and ``class`` (several separated by ``;``; empty: none).
 Of a folder, all files below it that end like a video are taken, hidden ones passed over, in the order of
-their paths; where it holds them in three folders, train, test and query, these are the splits.
+their paths; where it holds them in three folders, train, test and query, these are the splits. The folders
+right below it, or right below its splits, are classes if that is asked for.
 """
 
 import csv
@@ -37,24 +38,33 @@ class Video(NamedTuple):
     classes: tuple[str, ...]
 
 
-def list_videos(source: Path, fractions: tuple[float, ...], seed: int) -> tuple[list[Video], str]:
+def list_videos(
+    source: Path, fractions: tuple[float, ...], seed: int, class_folders: bool = False
+) -> tuple[list[Video], str]:
     """The videos of a folder or a list: train, test, query, within them in the order found.
 
     Args:
         source: the folder or the list.
         fractions: of train, test and query, cut off a permutation where no splits are given.
         seed: of the permutation.
+        class_folders: a video's class is the name of its folder, the uppermost below the source or its split.
 
     Returns:
-        The videos, and where their splits are from, in words.
+        The videos, and where their splits and classes are from, in words.
 
     Raises:
-        BadInput: there are none, a line of the list cannot be used, or a split has no video.
+        BadInput: there are none, a line of the list cannot be used, a split has no video, or folders are to
+            be classes and there are fewer than two, or a list.
     """
+    if class_folders and not source.is_dir():
+        raise BadInput(f"{source}: --classes folders is for a folder of videos, a list has a column 'class'")
     videos = read_folder(source) if source.is_dir() else read_list(source)
     if not videos:
         what = f"no video below it (a name ends in {', '.join(sorted(SUFFIXES))})"
         raise BadInput(f"{source}: {what if source.is_dir() else 'lists no video'}")
+    class_note = ""
+    if source.is_dir():
+        videos, class_note = settle_classes(source, videos, class_folders)
     given = f"splits as in {source}"
     if not videos[0].split:
         order = generator(seed, "split").permutation(len(videos))
@@ -66,7 +76,24 @@ def list_videos(source: Path, fractions: tuple[float, ...], seed: int) -> tuple[
     videos.sort(key=lambda video: SPLITS.index(video.split))
     if empty := [split for split in SPLITS if not any(video.split == split for video in videos)]:
         raise BadInput(f"{source}: no video for {', '.join(empty)} among its {len(videos)}")
-    return videos, given
+    return videos, given + class_note
+
+
+def settle_classes(folder: Path, videos: list[Video], class_folders: bool) -> tuple[list[Video], str]:
+    """The videos of a folder with their folders as classes, or without classes, and a word on that.
+
+    Raises:
+        BadInput: folders are to be classes, but there are fewer than two, which tell nothing apart.
+    """
+    names = sorted({name for video in videos for name in video.classes})
+    some = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
+    if class_folders:
+        if len(names) < 2:
+            found = f"expected two folders or more right below it or its splits, found {some or 'none'}"
+            raise BadInput(f"{folder}: --classes folders: {found}")
+        return videos, f"; {len(names)} classes, by folders: {some}"
+    hint = f"; no classes; --classes folders would take its {len(names)} folders ({some}) as classes"
+    return [video._replace(classes=()) for video in videos], hint * (len(names) > 1)
 
 
 def read_list(path: Path) -> list[Video]:
@@ -121,17 +148,20 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def read_folder(folder: Path) -> list[Video]:
-    """The videos below a folder in the order of their paths.
+    """The videos below a folder in the order of their paths; a class is the folder below that or its split.
 
     Raises:
         BadInput: a folder cannot be read, or a name cannot be used.
     """
     files = sorted(find_files(folder))
     is_split = {file.partition("/")[0] for file in files} == set(SPLITS)
-    return [
-        Video(file, folder / file, check_name(f"{folder}: ", file), is_split * file.partition("/")[0], ())
-        for file in files
-    ]
+    videos = []
+    for file in files:
+        *above, _ = file.split("/")
+        split = above.pop(0) if is_split else ""
+        name = check_name(f"{folder}: ", file)
+        videos.append(Video(file, folder / file, name, split, tuple(above[:1])))
+    return videos
 
 
 def find_files(folder: Path) -> Iterable[str]:

@@ -61,7 +61,7 @@ $body
 class Card:
     """A video: the query, or one of its neighbours."""
 
-    kind: str  # query, right or wrong
+    kind: str  # query, right, wrong, or found: without labels
     mark: str  # the same in a word, for who sees no colour
     place: str  # rank and distance
     labels: str
@@ -131,13 +131,13 @@ def whole(
     Args:
         title: of the page.
         facts: what was run, paragraphs.
-        numbers: a table, its header first.
+        numbers: a table, its header first; empty: none.
         legend: how to read the page, items.
         sections: what it shows.
     """
     parts = [
         *(f"<p>{escape(fact)}</p>" for fact in facts),
-        table(numbers),
+        *([table(numbers)] if numbers else []),
         "<ul>",
         *(f"<li>{escape(item)}</li>" for item in legend),
         "</ul>",

@@ -1,7 +1,8 @@
-"""What a test leaves for those who look at it: its result, the codes it ranked, and the videos' names.
+"""What there is to look at: codes, the result of the test that ranked them, and the videos' names.
 
-A test keeps codes with their labels (``result/<n>_test.h5`` and ``..._query.h5``). What the videos are called
-and look like is found beside their features, ``F/test_feats.h5``: ``F/test_names.txt`` (line i is video i),
+A test keeps codes with their labels (``result/<n>_test.h5`` and ``..._query.h5``). Files of
+``tools.encode`` have no result, and labels where their dataset has. What the videos are called and look like
+is found beside their features, ``F/test_feats.h5``: ``F/test_names.txt`` (line i is video i),
 ``F/thumbnails/<name>.jpg`` and ``F/classes.txt`` (line c is class c), likewise of the queries.
 
 Axes: N videos, b bits.
@@ -12,11 +13,32 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from formats.codefile import CodeFile, read_attributes, read_code_file
 from formats.files import BadInput, expand, read_lines
 from tools.logs import Log, read_logs
 from tools.search import check_pair
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Codes of a database and of its queries, as a test ranked them, or as they are to be ranked."""
+
+    database: CodeFile
+    query: CodeFile
+    result: dict[str, Any]  # event of the test; without one: bits, exclude_self, origin and system
+    log: Path | None = None  # of the test
+
+    @property
+    def labelled(self) -> bool:
+        """Whether right can be told from wrong."""
+        return self.database.labels is not None and self.query.labels is not None
+
+    @property
+    def same(self) -> bool:
+        """Whether the database itself asks."""
+        return self.database.path.samefile(self.query.path)
 
 
 @dataclass(frozen=True)
@@ -80,13 +102,44 @@ def read_codes(log: Log, key: str) -> CodeFile:
     return read_code_file(path)
 
 
+def open_asked(names: Sequence[str]) -> Asked:
+    """The codes of a test, named by its log, or of two files, database and queries.
+
+    Of one file given twice, every video asks and is left out of its own answer: it would come first.
+
+    Raises:
+        BadInput: a file is missing or damaged, the two do not fit, or those of a test have no labels.
+    """
+    if len(names) == 1 and not names[0].endswith(".h5"):
+        log = find_result(names[0])
+        asked = Asked(read_codes(log, "database"), read_codes(log, "query"), log.result, log.path)
+        if unlabelled := [file for file in (asked.database, asked.query) if file.labels is None]:
+            raise BadInput(f"{unlabelled[0].path}: no labels, which tell right from wrong")
+    elif len(names) == 2:
+        database, query = (read_code_file(expand(name)) for name in names)
+        said = read_attributes(database.path)
+        asked = Asked(database, query, {
+            "system": said["system"],
+            "origin": said["dataset"] or "a network that says nothing of its training",
+            "bits": database.bits,
+            "exclude_self": database.path.samefile(query.path),
+        })  # fmt: skip
+    else:
+        raise BadInput(f"expected a log, or two files of codes (database, queries), found {' '.join(names)}")
+    check_pair(asked.database, asked.query, force=False)
+    if asked.labelled and (n := asked.query.labels.shape[1]) != asked.database.labels.shape[1]:
+        path, found = asked.database.path, asked.database.labels.shape[1]
+        raise BadInput(f"{asked.query.path}: {n} classes, {path} has {found}")
+    return asked
+
+
 def open_splits(
-    log: Log, thumbnails: Path | None, database_names: Path | None, query_names: Path | None
+    asked: Asked, thumbnails: Path | None, database_names: Path | None, query_names: Path | None
 ) -> tuple[Split, Split]:
-    """The codes that a test ranked, with what is known of their videos.
+    """Database and queries, with what is known of their videos.
 
     Args:
-        log: of the test.
+        asked: their codes.
         thumbnails: folder of them; None: beside the features.
         database_names: file of the names of the database's videos; None: beside their features.
         query_names: likewise.
@@ -95,17 +148,10 @@ def open_splits(
         BadInput: a file is missing or damaged, or does not fit.
     """
     splits = []
-    for key, names in (("database", database_names), ("query", query_names)):
-        file = read_codes(log, key)
-        if file.labels is None:
-            raise BadInput(f"{file.path}: no labels, which tell right from wrong")
+    for file, names in ((asked.database, database_names), (asked.query, query_names)):
         sources = feature_files(file.path)
         folder = thumbnails or (sources[0].with_name("thumbnails") if sources else None)
         splits.append(Split(file, read_names(file, sources, names), folder))
-    database, query = (split.file for split in splits)
-    check_pair(database, query, force=False)
-    if (n := query.labels.shape[1]) != database.labels.shape[1]:
-        raise BadInput(f"{query.path}: {n} classes, {database.path} has {database.labels.shape[1]}")
     return splits[0], splits[1]
 
 
