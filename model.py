@@ -1,7 +1,8 @@
 """WSCH: the wide-shallow autoencoder for self-supervised video hashing, its losses, published weights.
 
-Reading order: ``Encoder`` (visible frames -> tokens), ``HashLayer`` (tokens -> bits), ``Decoder`` (bits ->
-one reconstruction per video), ``WSCH`` (the whole), the three losses, ``load_published``.
+Reading order: ``Encoder`` (visible frames -> tokens), ``HashLayer`` (tokens -> bits, in ``layers.py``),
+``Decoder`` (bits -> one reconstruction per video), ``WSCH`` (the whole), two losses (the third, which other
+systems share, in ``layers.py``), ``load_published``.
 
 Axes: B videos (view 1 of a batch, then view 2: 2B), L frames, V visible frames, M = L - V hidden frames,
 D feature width, H hidden width, b bits. A mask is boolean and True means hidden.
@@ -18,7 +19,17 @@ from torch import Tensor, nn
 
 from formats.processor import Linear, product
 from formats.weights import WRAPPERS, build_network, read_published
-from metrics import binarize, sign
+from layers import (
+    HashLayer,
+    LayerNorm,
+    attend,
+    beside,
+    full,
+    video_embedding,
+    visible_frames,
+)
+from layers import contrastive_loss as contrastive_loss  # the third of its losses
+from metrics import sign
 
 N_HEADS = 4  # attention heads, encoder and decoder
 STATE_SIZE = 64  # rows of the SSD's state
@@ -33,11 +44,6 @@ class Output(NamedTuple):
     embedding: Tensor  # (B, b), unit length: the mean of the visible frames' codes
 
 
-def full(x: Tensor) -> Tensor:
-    """``x`` in float32 at least: norms, softmax, the state space, decisions never run in half precision."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 class RMSNorm(nn.Module):
     """Root-mean-square norm over the last axis with a weight and no bias (paper's backbone: Mamba-2)."""
 
@@ -48,14 +54,6 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` (..., H)."""
         return F.rms_norm(full(x), self.weight.shape, self.weight, 1e-5)
-
-
-class LayerNorm(nn.LayerNorm):
-    """Layer norm with the products around it in any precision."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``x`` (..., width)."""
-        return super().forward(full(x))
 
 
 class CausalConv(nn.Module):
@@ -128,11 +126,7 @@ class Attention(nn.Module):
             each.unflatten(-1, (N_HEADS, -1)).transpose(1, 2)  # (B, heads, V, H / heads)
             for each in product(x, weight).chunk(3, dim=-1)
         )
-        if x.shape[1] > 1:
-            y = F.scaled_dot_product_attention(query, key, value)
-        else:  # A token alone attends to itself. The fused kernel's gradient of query and key is rounding
-            y = value + 0 * query * key  # noise then, which Adam would blow up; here it is zero.
-        return self.output(y.transpose(1, 2).flatten(-2))
+        return self.output(attend(query, key, value).transpose(1, 2).flatten(-2))
 
 
 class Encoder(nn.Module):
@@ -167,19 +161,6 @@ class Encoder(nn.Module):
         norm, weight = self.input_norm, self.input_proj.weight
         normalised = F.layer_norm(frames, norm.normalized_shape, eps=norm.eps)
         return product(normalised, weight * norm.weight, weight @ norm.bias)
-
-
-class HashLayer(nn.Module):
-    """Tokens to per-frame codes: ``c = binarize(LayerNorm(W e + bias))``, straight-through."""
-
-    def __init__(self, hidden_size: int, hashcode_size: int):
-        super().__init__()
-        self.linear = Linear(hidden_size, hashcode_size)
-        self.norm = LayerNorm(hashcode_size)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Map tokens (B, V, H) to codes (B, V, b) in {-1, +1}, float32."""
-        return binarize(self.norm(self.linear(tokens)))
 
 
 class Decoder(nn.Module):
@@ -294,27 +275,6 @@ class WSCH(nn.Module):
         return torch.autocast(frames.device.type, torch.bfloat16, enabled=self.bfloat16)
 
 
-def beside(frames: Tensor, mask: Tensor) -> Tensor:
-    """A mask on the frames' device; copied in the background only from pinned memory to CUDA."""
-    return mask.to(frames.device, non_blocking=frames.is_cuda and mask.is_pinned())
-
-
-def visible_frames(frames: Tensor, mask: Tensor) -> Tensor:
-    """Gather what a mask leaves: frames (B, L, D), mask (B or 2B, L) -> (B or 2B, V, D)."""
-    n_hidden = mask.sum(1)
-    assert (n_hidden == n_hidden[0]).all()
-    n_visible = mask.shape[1] - int(n_hidden[0])
-    hidden = beside(frames, mask).byte()
-    visible = hidden.argsort(dim=1, stable=True)[:, :n_visible]  # (2B, V), stable: in temporal order
-    video = torch.arange(len(mask), device=frames.device) % len(frames)
-    return frames.flatten(0, 1)[video[:, None] * frames.shape[1] + visible]
-
-
-def video_embedding(codes: Tensor) -> Tensor:
-    """Unit-length mean of frame codes (B, V, b) -> (B, b): ``mean(c) / max(||mean(c)||, 1e-12)``."""
-    return F.normalize(codes.mean(1), dim=-1)
-
-
 def reconstruction_loss(reconstruction: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
     """``1 - mean over videos and hidden frames of cos(r, x)`` against the raw features, views added.
 
@@ -354,34 +314,6 @@ def cluster_loss(embedding: Tensor, centers: Tensor, temperature: float) -> Tens
     cos = F.normalize(embedding, dim=-1, eps=1e-8) @ F.normalize(centers.detach(), dim=-1, eps=1e-8).T
     target = (cos >= cos.amax(1, keepdim=True) - 1e-6).byte().argmax(1)
     return F.cross_entropy(cos / temperature, target)  # logits (B, n_clusters)
-
-
-def contrastive_loss(embedding1: Tensor, embedding2: Tensor, temperature: float, tau_plus: float) -> Tensor:
-    """Debiased contrastive loss of two views (Chuang et al., 2020).
-
-    With n = 2B - 2: ``Ng = max((neg - tau n pos) / (1 - tau), n exp(-1 / T))`` and the mean over all 2B
-    anchors of ``-log(pos / (pos + Ng))``, the gradient flowing through pos and Ng.
-
-    Args:
-        embedding1: unit-length embeddings of view 1, (B, b).
-        embedding2: the same videos in view 2, (B, b).
-        temperature: T, above 0.
-        tau_plus: prior probability that a negative is a false one, in [0, 1).
-
-    Returns:
-        A scalar.
-    """
-    embedding = torch.cat([embedding1, embedding2])  # (2B, b)
-    n_videos = len(embedding1)
-    similarity = (embedding @ embedding.T / temperature).exp()  # (2B, 2B)
-    anchor = torch.arange(2 * n_videos, device=embedding.device)
-    partner = (anchor + n_videos) % (2 * n_videos)
-    pos = similarity[anchor, partner]
-    excluded = (anchor[:, None] % n_videos) == (anchor % n_videos)  # the anchor itself and its partner
-    neg = similarity.masked_fill(excluded, 0).sum(1)
-    n = 2 * n_videos - 2
-    ng = ((neg - tau_plus * n * pos) / (1 - tau_plus)).clamp_min(n * math.exp(-1 / temperature))
-    return -(pos / (pos + ng)).log().mean()
 
 
 # Published module names and ours. Parameters keep their last name (weight, bias, dt_bias, ...), and the

@@ -7,18 +7,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 import model
-from data import FeatureStore, draw_views, generator, n_hidden_frames
+from data import generator
 from engine.device import environment, open_device
-from engine.feed import Batch, Fetch, open_training_set
+from engine.feed import masked, open_training_set
 from engine.loop import Pass, Stage, run_stage
 from engine.ranks import Part
 from engine.runs import Run
-from engine.settings import SystemSettings, cuts, not_negative, positive, ratio, setting, size
+from engine.settings import (
+    SystemSettings,
+    contrastive_problems,
+    cuts,
+    mask_problems,
+    not_negative,
+    positive,
+    ratio,
+    setting,
+    size,
+)
 from engine.systems import System
 from model import WSCH, reconstruction_loss
 
@@ -69,17 +78,10 @@ class WSCHSettings(SystemSettings):
                 f"'hidden_size' must be a multiple of 64 (the encoder's width, not the feature's "
                 f"{self.config.feature_size}), found {self.hidden_size}"
             )
-        if self.batch_size == 1 and self.cfg.b and self.stage in ("pipeline", "train"):
-            reason = "a single video has no negatives for the contrastive loss"
-            problems.append(f"'batch_size' must be 2 or more unless 'cfg.b' is 0, found 1: {reason}")
+        if self.stage in ("pipeline", "train"):
+            problems += contrastive_problems(self.batch_size, "cfg.b", self.cfg.b)
         for name in {"pretrain": ("p1",), "test": ()}.get(self.stage, ("p1", "p2")):
-            p = getattr(self.cfg, name)
-            hidden = n_hidden_frames(n_frames, p)
-            if not 0 < hidden < n_frames:
-                problems.append(
-                    f"'cfg.{name}' = {p} hides {hidden} of {n_frames} frames: at least one must be hidden "
-                    "and one visible"
-                )
+            problems += mask_problems(n_frames, f"cfg.{name}", getattr(self.cfg, name))
         return problems
 
 
@@ -115,21 +117,6 @@ def fresh_network(settings: WSCHSettings, input_size: int) -> WSCH:
                settings.cfg.n_clusters)  # fmt: skip
     net.bfloat16 = settings.precision == "bfloat16"
     return net
-
-
-def masked(store: FeatureStore, mask_ratio: float):
-    """A pass over a store whose batches are frames (B, L, D) and the masks of both views (2B, L)."""
-
-    def draw(rng: np.random.Generator) -> Fetch:
-        order, masks = draw_views(rng, len(store), store.shape[1], mask_ratio)
-
-        def fetch(places: slice) -> Batch:
-            rows = order[places]
-            return store.read(rows), masks[:, rows].flatten(0, 1)
-
-        return fetch
-
-    return draw
 
 
 SYSTEM = System(

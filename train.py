@@ -12,14 +12,14 @@ from data import draw_views
 from engine import ranks
 from engine.checkpoint import find_weights, load_moments, load_weights
 from engine.device import environment, open_device
-from engine.feed import count_training_videos, encode, open_training_set
+from engine.feed import count_training_videos, encode, masked, open_training_set
 from engine.loop import Pass, Stage, Step, run_stage
 from engine.ranks import Part
 from engine.runs import Run
 from formats.files import BadInput
 from metrics import sign
 from model import cluster_loss, contrastive_loss, reconstruction_loss
-from pretrain import WSCHSettings, masked
+from pretrain import WSCHSettings
 
 STARTS_FROM = ("pretrain",)
 

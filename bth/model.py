@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from formats.files import BadInput
 from formats.processor import Linear, product
 from formats.weights import build_network, read_published
+from layers import position_encoding
 from metrics import binarize, sign
 
 DROPOUT = 0.1
@@ -261,24 +262,6 @@ def drop(x: Tensor, dropout: Dropout) -> Tensor:
         bits = bits[:n_draws].view(whole)[:, rows].reshape(x.shape)  # uniform in [-2^15, 2^15)
         keep = torch.ge(bits, round(p * 2**16) - 2**15, out=torch.empty_like(x)).div_(1 - p)
     return x * keep.reshape(x.shape)
-
-
-def position_encoding(length: int, width: int, device: torch.device | str = "cpu") -> Tensor:
-    """The sinusoidal table of the Transformer, for any length.
-
-    ``PE(l, 2i) = sin(l / 10000^(2i / H))``, ``PE(l, 2i + 1) = cos(l / 10000^(2i / H))``.
-
-    Args:
-        length: L, number of positions.
-        width: H, even.
-        device: where the table is made.
-
-    Returns:
-        float32, (L, H).
-    """
-    frequency = torch.exp(torch.arange(0, width, 2, device=device) * (-math.log(10000.0) / width))  # (H/2,)
-    angle = torch.arange(length, device=device)[:, None] * frequency  # (L, H/2)
-    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)  # (L, H)
 
 
 def mask_loss(reconstruction: Tensor, frames: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from bth import model
 from bth.model import BTH
 from data import generator
-from engine.settings import SystemSettings, cuts, not_negative, positive, setting, size
+from engine.settings import SystemSettings, cuts, not_negative, positive, setting, size, step_decay
 from engine.systems import System
 
 
@@ -76,10 +76,8 @@ def fresh_network(settings: BTHSettings, input_size: int, stage: str = "bth.trai
 
 
 def learning_rate(settings: BTHSettings) -> Callable[[int], float]:
-    """``max(lr * decay^(epoch // decay_epochs), lr_min)``, the epoch counted from 0; never above ``lr``."""
-    bth = settings.bth
-    least = min(bth.lr_min, settings.lr)  # Differs: a smaller lr than the published floor stays as it is
-    return lambda epoch: max(settings.lr * bth.lr_decay ** (epoch // bth.lr_decay_epochs), least)
+    """The published schedule: decays in steps."""
+    return step_decay(settings.lr, settings.bth.lr_decay, settings.bth.lr_decay_epochs, settings.bth.lr_min)
 
 
 SYSTEM = System(

@@ -45,7 +45,7 @@ class Weights:
 def find_weights(
     settings: Settings,
     stages: tuple[str, ...],
-    load_published: Callable[[Mapping, str], nn.Module],
+    load_published: Callable[..., nn.Module],
     to_train: bool = False,
 ) -> Path:
     """The checkpoint that ``weight_path`` means: the file, or in a folder the newest finished one that fits.
@@ -57,7 +57,8 @@ def find_weights(
     Args:
         settings: of the run.
         stages: the stages whose checkpoints fit.
-        load_published: the network of a published checkpoint, from its content and name.
+        load_published: the network of a published checkpoint, from its content, its ``name`` and what the
+            settings say that it does not.
         to_train: the run goes on training it.
 
     Raises:
@@ -101,13 +102,14 @@ def find_weights(
 
 
 def published_files(
-    folder: Path, settings: Settings, load_published: Callable[[Mapping, str], nn.Module], to_train: bool
+    folder: Path, settings: Settings, load_published: Callable[..., nn.Module], to_train: bool
 ) -> Iterator[Path]:
     """The published checkpoints of a folder whose network and sizes fit."""
     for path in sorted(folder.glob("*.pth")):
         content = read_checkpoint(path, whole=False)
         with contextlib.suppress(BadInput):  # of another system, or ours
-            if not wrong_sizes(load_published(content, str(path)).sizes, settings, to_train):
+            net = load_published(content, name=str(path), **settings.unsaid())
+            if not wrong_sizes(net.sizes, settings, to_train):
                 yield path
 
 
@@ -130,7 +132,7 @@ def load_weights(
     content = read_checkpoint(path)
     stage = content.get("stage")
     if "stage" not in content:
-        net = network.load_published(content, str(path))
+        net = network.load_published(content, name=str(path), **settings.unsaid())
     elif stage not in stages:
         raise BadInput(f"{path}: a checkpoint of stage {stage}, expected one of {' or '.join(stages)}")
     else:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data import FeatureStore, open_store
+from data import FeatureStore, draw_views, open_store
 from engine import ranks
 from engine.device import check_stop
 from engine.settings import Settings
@@ -29,6 +29,21 @@ def open_training_set(settings: Settings, device: torch.device) -> FeatureStore:
     scratch = expand(settings.result_weight_dir) / "unpacked"
     ranks.wait()  # all look for free memory before one of them takes some
     return open_store(config, config.train, settings.memory, device, scratch)
+
+
+def masked(store: FeatureStore, mask_ratio: float) -> Callable[[np.random.Generator], Fetch]:
+    """A pass over a store whose batches are frames (B, L, D) and the masks of both views (2B, L)."""
+
+    def draw(rng: np.random.Generator) -> Fetch:
+        order, masks = draw_views(rng, len(store), store.shape[1], mask_ratio)
+
+        def fetch(places: slice) -> Batch:
+            rows = order[places]
+            return store.read(rows), masks[:, rows].flatten(0, 1)
+
+        return fetch
+
+    return draw
 
 
 def memory_of_parts(settings: Settings) -> str:

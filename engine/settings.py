@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field
 from typing import Any, ClassVar
 
+from data import n_hidden_frames
 from formats.dataset import PROTOCOLS, DatasetConfig
 from formats.files import unknown_keys
 
@@ -63,6 +64,29 @@ def cuts(value: tuple[int, ...]) -> bool:
 def not_negative(value: float) -> bool:
     """Zero or above."""
     return value >= 0
+
+
+def mask_problems(n_frames: int, name: str, mask_ratio: float) -> list[str]:
+    """What is wrong with a mask ratio for videos of so many frames."""
+    hidden = n_hidden_frames(n_frames, mask_ratio)
+    if 0 < hidden < n_frames:
+        return []
+    least = "at least one must be hidden and one visible"
+    return [f"'{name}' = {mask_ratio} hides {hidden} of {n_frames} frames: {least}"]
+
+
+def contrastive_problems(batch_size: int, name: str, weight: float) -> list[str]:
+    """What is wrong with a batch for a contrastive loss of this weight."""
+    if batch_size > 1 or not weight:
+        return []
+    reason = "a single video has no negatives for the contrastive loss"
+    return [f"'batch_size' must be 2 or more unless '{name}' is 0, found {batch_size}: {reason}"]
+
+
+def step_decay(lr: float, factor: float, n_epochs: int, least: float) -> Callable[[int], float]:
+    """``max(lr * factor^(epoch // n_epochs), least)``, the epoch counted from 0; never above ``lr``."""
+    least = min(least, lr)  # Differs: a smaller lr than the published floor stays as it is
+    return lambda epoch: max(lr * factor ** (epoch // n_epochs), least)
 
 
 def is_device(value: str) -> bool:
@@ -127,6 +151,10 @@ class Settings:
     def source(self) -> str:
         """What a run reads, for its log."""
         return str(self.config.path) if self.config else self.data_set_config
+
+    def unsaid(self) -> dict[str, Any]:
+        """What a published checkpoint does not say of its network, as arguments of ``load_published``."""
+        return {}
 
     def get(self, name: str) -> Any:
         """A setting by its dotted name."""

@@ -54,7 +54,7 @@ REQUIRED_KEYS = ("dataset", "train", "test", "query", "test_label", "query_label
 OPTIONAL_KEYS = ("train_label", "root", "label_variable", "feature_key", "protocol")
 SPLITS = ("train", "test", "query")
 # The systems: the block of each in a dataset JSON, and the module whose SYSTEM tells the engine of it.
-SYSTEMS = {"run": "pretrain", "bth": "bth.settings"}
+SYSTEMS = {"run": "pretrain", "bth": "bth.settings", "conmh": "conmh.settings"}
 PROTOCOLS = ("query", "database")
 LABEL_VARIABLES = {("activitynet", "test"): "re_label", ("activitynet", "query"): "q_label"}  # else "labels"
 

@@ -67,7 +67,7 @@ def published_network(content: Mapping, name: str) -> nn.Module:
     reasons = []
     for system in systems():
         try:
-            net = system.network.load_published(content, system.name)
+            net = system.network.load_published(content, name=system.name)
         except BadInput as error:
             reasons.append(str(error))
         else:

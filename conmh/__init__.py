@@ -1,0 +1,1 @@
+"""ConMH, the third system: a contrastive masked autoencoder. Settings, network, a file a stage."""
