@@ -5,7 +5,7 @@ Here too, for all its stages: WSCH's settings, and what the engine needs to know
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,10 +18,12 @@ from engine.loop import Pass, Stage, run_stage
 from engine.ranks import Part
 from engine.runs import Run
 from engine.settings import (
+    SMALL,
     SystemSettings,
     contrastive_problems,
     cuts,
     mask_problems,
+    n_centers,
     not_negative,
     positive,
     ratio,
@@ -68,6 +70,12 @@ class WSCHSettings(SystemSettings):
         (5, 20, 40, 60, 80, 100), "cuts K of mAP@K", cuts, "whole numbers from 1 on, each once"
     )
     cfg: Cfg = field(default_factory=Cfg)
+
+    @classmethod
+    def sized_for(cls, n_videos: int) -> dict[str, Any]:
+        """Of a small set, what GTSRB's 438 videos were tuned to."""
+        small = {"max_iter": [40, 80], "lr": 5e-4, "batch_size": 128, "hidden_size": 256, "decoder_size": 256}
+        return (small if n_videos < SMALL else {}) | {"cfg": {"n_clusters": n_centers(n_videos)}}
 
     def problems(self) -> list[str]:
         """What is wrong with settings that are each right by themselves."""

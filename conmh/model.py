@@ -73,7 +73,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """``e = e + Attention(LN(e))``, then ``e = e + W_2 gelu(W_1 LN(e) + b_1) + b_2``, inside four times as wide."""
+    """``e = e + Attention(LN(e))``, then ``e = e + W_2 gelu(W_1 LN(e) + b_1) + b_2``: 4 H wide inside."""
 
     def __init__(self, width: int, n_heads: int):
         super().__init__()

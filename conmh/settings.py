@@ -9,6 +9,7 @@ from conmh import model
 from conmh.model import ConMH
 from data import generator
 from engine.settings import (
+    SMALL,
     SystemSettings,
     contrastive_problems,
     cuts,
@@ -64,6 +65,11 @@ class ConMHSettings(SystemSettings):
         (5, 10, 20, 40, 60, 80, 100), "cuts K of mAP@K", cuts, "whole numbers from 1 on, each once"
     )
     conmh: Own = field(default_factory=Own)
+
+    @classmethod
+    def sized_for(cls, n_videos: int) -> dict[str, Any]:
+        """Of a small set, what GTSRB's 438 videos were trained with."""
+        return {"max_iter": 100, "lr": 3e-4, "batch_size": 32} if n_videos < SMALL else {}
 
     def problems(self) -> list[str]:
         """What is wrong with settings that are each right by themselves."""

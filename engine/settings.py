@@ -7,6 +7,7 @@ values of a run come from stands in ``engine/systems.py``.
 import dataclasses
 import functools
 import json
+import math
 import re
 import types
 import typing
@@ -228,6 +229,19 @@ class SystemSettings(RankingSettings):
         0, "epochs between two looks at mAP@K of the test split while training, for the log alone: they "
         "choose nothing and change no weight", not_negative, "0: never",
     )  # fmt: skip
+
+    @classmethod
+    def sized_for(cls, n_videos: int) -> dict[str, Any]:
+        """What the block of a new dataset's JSON should state, of so many training videos."""
+        return {}
+
+
+SMALL = 10_000  # training videos; below, published settings are too large for a set
+
+
+def n_centers(n_videos: int) -> int:
+    """Centers of a k-means of so many videos: 4 sqrt(N), at most 800 and N (published: 800 of 45,585)."""
+    return min(800, round(4 * math.sqrt(n_videos)), n_videos)
 
 
 # Settings that every system's block in a dataset JSON may hold, beside the system's own.

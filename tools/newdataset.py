@@ -1,13 +1,10 @@
-"""A dataset of new features: its files, and the JSON with settings for both systems, sized to the set.
+"""A dataset of new features: its files, and the JSON, whose settings every system sizes to the set.
 
-The rule, of N training videos. Centers of WSCH and anchors of BTH: 4 sqrt(N), at most 800 and N (published:
-800 of 45,585; here 100 of GTSRB's 438). Below 10,000 videos what GTSRB's 438 were tuned to: H = H' = 256, lr
-5e-4, 40 + 80 epochs, batches of 128; for BTH 50 + 50 epochs, batches of 16. From there on what is published.
-Cuts K that the database is too small for are left out.
+How is the system's own matter (``SystemSettings.sized_for``): below 10,000 training videos what was tuned on
+GTSRB's 438, from there on what is published. Cuts K that the database is too small for are left out.
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from engine.settings import SystemSettings
 from engine.systems import systems
 from formats.dataset import SPLITS
 from formats.files import write_whole
@@ -23,13 +21,7 @@ from formats.labels import save_labels
 from formats.recipe import Recipe, write_recipe
 from tools.listing import Video
 
-SMALL = 10_000  # training videos; from here on the published settings
-MOST_CENTERS = 800
 WRITE_VIDEOS = 256  # copied at a time
-SMALL_SETTINGS = {
-    "run": {"max_iter": [40, 80], "lr": 5e-4, "batch_size": 128, "hidden_size": 256, "decoder_size": 256},
-    "bth": {"max_iter": [50, 50], "batch_size": 16},
-}
 
 
 def write_features(folder: Path, counts: Mapping[str, int], records: np.ndarray, recipe: Recipe) -> None:
@@ -99,18 +91,14 @@ def dataset_json(
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
-def sized(kind: type, n_videos: Mapping[str, int]) -> dict[str, Any]:
-    """The block of a system, by the rule above.
+def sized(kind: type[SystemSettings], n_videos: Mapping[str, int]) -> dict[str, Any]:
+    """The block of a system.
 
     Args:
         kind: the system's settings.
         n_videos: in each split.
     """
-    n, block = n_videos["train"], kind.block
-    settings: dict[str, Any] = dict(SMALL_SETTINGS.get(block, {})) if n < SMALL else {}
-    n_centers = min(MOST_CENTERS, round(4 * math.sqrt(n)), n)
-    centers = {"run": {"cfg": {"n_clusters": n_centers}}, "bth": {"n_anchors": max(5, n_centers)}}
-    settings |= centers.get(block, {})
+    settings = kind.sized_for(n_videos["train"])
     ks = kind.__dataclass_fields__["ks"].default
     if max(ks) > n_videos["test"]:
         settings["ks"] = [k for k in ks if k <= n_videos["test"]] or [n_videos["test"]]
