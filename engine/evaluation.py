@@ -50,8 +50,10 @@ def open_splits(settings: Settings, memory: str | None = None) -> Splits:
 
 
 def how_without_labels(stage: str) -> str:
-    """What to run in place of a system's test; empty: the stage is of no system that trains."""
+    """What a stage can do where there are no labels to test with; empty: nothing, it is of no system."""
     training = system_of(stage).stages[1:-1]  # the first is the pipeline, the last the test
+    if stage in training:
+        return "; without labels, set 'eval_every' to 0"
     ways = ", then ".join(f"--stage {name}" for name in (*training, "tools.encode"))
     return f"; without labels, train and encode: {ways}" if training else ""
 

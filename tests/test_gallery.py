@@ -447,9 +447,7 @@ class TestRefusals:
         assert "result/1_query.h5: 4 classes, result/1_test.h5 has 5" in self.refused(gallery)
         write_codes(path, made.codes[1], made.labels[1], digest="e" * 16)
         err = self.refused(gallery)
-        assert err.endswith(
-            "codes of another network than those of result/1_test.h5\n"
-        )  # --force is no option here
+        assert err.endswith("codes of another network than those of result/1_test.h5\n")  # no --force here
 
     def test_damaged_sources(self, result, gallery):
         made = result()

@@ -213,6 +213,11 @@ class TestWithoutLabels:
             assert start("--stage", stage, *(() if "encode" in stage else ("--max_iter", 1, 1)))[0] == 0
         assert (tmp_path / f"work/code/{len(stages)}_16_test.h5").exists()
 
+    def test_looks_while_training_are_tests_too(self, start):
+        status, _, err = start("--stage", "pretrain", "--eval_every", 1)
+        assert (status, err.count("\n")) == (2, 1)
+        assert err.endswith("a test needs labels; without labels, set 'eval_every' to 0\n")
+
     def test_a_baseline_has_no_other_way(self, start, dataset):
         status, _, err = start("--stage", "tools.baseline")
         assert (status, err) == (2, f"error: {dataset.path}: 'test_label' is empty: a test needs labels\n")

@@ -1,7 +1,7 @@
 """``python -m tools.search DATABASE.h5 QUERIES.h5``: the nearest videos of every query, as CSV.
 
 Both files are of the stage ``tools.encode``, or what a test left. What searches them stands in
-``tools/indexes.py``, where the names of the videos are found in ``tools/names.py``.
+``tools/indexes.py``, what finds the names of the videos in ``tools/names.py``.
 """
 
 import argparse
