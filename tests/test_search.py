@@ -197,7 +197,8 @@ class TestRefusals:
     def test_another_network(self, files, capsys, tmp_path):
         _, (database, _) = files(16)
         other = write_codes(tmp_path / "other.h5", np.ones((3, 16), np.int8), digest="e" * 16)
-        assert "codes of another network than those of" in self.refused(capsys, database, other)
+        refused = self.refused(capsys, database, other)
+        assert f"codes of another network than those of {database}; --force searches all the same" in refused
         assert search(capsys, database, other, "--force")[0] == 0
 
     @pytest.mark.parametrize("k", [0, 301])

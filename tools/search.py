@@ -44,7 +44,7 @@ def search(options: argparse.Namespace) -> None:
         BadInput: a file or an option cannot be used, or a package is missing.
     """
     database, queries = read_code_file(options.database), read_code_file(options.queries)
-    check_pair(database, queries, options.force)
+    check_pair(database, queries, options.force, "; --force searches all the same")
     k = min(10, len(database)) if options.k is None else options.k
     if not 1 <= k <= len(database):
         raise BadInput(f"--k: expected 1 to {len(database)}, the size of {database.path}, found {k}")
@@ -73,8 +73,14 @@ def search(options: argparse.Namespace) -> None:
     print(f"{options.out}: {said}{ties}")
 
 
-def check_pair(database: CodeFile, queries: CodeFile, force: bool) -> None:
+def check_pair(database: CodeFile, queries: CodeFile, force: bool = False, hint: str = "") -> None:
     """See that two files of codes can be compared.
+
+    Args:
+        database: codes to search among.
+        queries: codes to search for.
+        force: also of two networks.
+        hint: what ends the error about two networks.
 
     Raises:
         BadInput: they have other lengths, or are of other networks and the user does not insist.
@@ -83,8 +89,7 @@ def check_pair(database: CodeFile, queries: CodeFile, force: bool) -> None:
         found = f"those of {database.path} have {database.bits}"
         raise BadInput(f"{queries.path}: codes of {queries.bits} bits, {found}")
     if database.digest != queries.digest and not force:
-        other = f"{queries.path}: codes of another network than those of {database.path}"
-        raise BadInput(f"{other}; --force searches all the same")
+        raise BadInput(f"{queries.path}: codes of another network than those of {database.path}{hint}")
 
 
 def read_names(path: Path, database: CodeFile) -> list[str]:

@@ -126,7 +126,7 @@ def open_asked(names: Sequence[str]) -> Asked:
         })  # fmt: skip
     else:
         raise BadInput(f"expected a log, or two files of codes (database, queries), found {' '.join(names)}")
-    check_pair(asked.database, asked.query, force=False)
+    check_pair(asked.database, asked.query)
     if asked.labelled and (n := asked.query.labels.shape[1]) != asked.database.labels.shape[1]:
         path, found = asked.database.path, asked.database.labels.shape[1]
         raise BadInput(f"{asked.query.path}: {n} classes, {path} has {found}")
