@@ -57,14 +57,18 @@ class WSCHSettings(SystemSettings):
 
     stage: str = setting("pipeline", "what to run")
     max_iter: tuple[int, int] = setting(
-        (100, 300), "epochs of pretrain and of train", lambda v: min(v) >= 0, "two numbers, 0 or more",
+        (100, 300), "epochs of pretrain and of train", lambda v: min(v) >= 0, "two whole numbers, 0 or more",
         also="epochs n_epochs",
     )  # fmt: skip
     lr: float = setting(1e-4, "Adam's learning rate", positive, "above 0", also="learning_rate")
-    batch_size: int = setting(128, "videos in a batch", positive, "1 or more", also="bs")
-    hidden_size: int = setting(1024, "width H of the encoder", size, "a multiple of 64")
+    batch_size: int = setting(128, "videos in a batch", positive, "1 or more", also="bs batch")
+    hidden_size: int = setting(1024, "width H of the encoder", size, "a multiple of 64", also="hidden")
     decoder_size: int = setting(
-        1024, "width H' of the decoder", lambda v: v > 0 and v % 4 == 0, "a multiple of 4"
+        1024,
+        "width H' of the decoder",
+        lambda v: v > 0 and v % 4 == 0,
+        "a multiple of 4",
+        also="decoder",
     )
     ks: tuple[int, ...] = setting(
         (5, 20, 40, 60, 80, 100), "cuts K of mAP@K", cuts, "whole numbers from 1 on, each once"

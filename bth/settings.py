@@ -53,14 +53,16 @@ class BTHSettings(SystemSettings):
 
     stage: str = setting("bth.pipeline", "what to run")
     max_iter: tuple[int, int] = setting(
-        (56, 56), "epochs of mask-only and full training", lambda v: min(v) >= 0, "two numbers, 0 or more",
-        also="epochs n_epochs",
+        (56, 56), "epochs of mask-only and full training", lambda v: min(v) >= 0,
+        "two whole numbers, 0 or more", also="epochs n_epochs",
     )  # fmt: skip
     lr: float = setting(
         3e-4, "Adam's learning rate, which decays in steps", positive, "above 0", also="learning_rate"
     )
-    batch_size: int = setting(256, "videos in a batch; pairs in bth.train", positive, "1 or more", also="bs")
-    hidden_size: int = setting(256, "width H of the transformer", size, "even")
+    batch_size: int = setting(
+        256, "videos in a batch; pairs in bth.train", positive, "1 or more", also="bs batch"
+    )
+    hidden_size: int = setting(256, "width H of the transformer", size, "even", also="hidden")
     ks: tuple[int, ...] = setting(
         (5, 10, 20, 40, 60, 80, 100), "cuts K of mAP@K", cuts, "whole numbers from 1 on, each once"
     )

@@ -14,7 +14,7 @@ from engine.feed import encode, memory_of_parts
 from engine.report import Codes, Result, Splits, report
 from engine.runs import Run
 from engine.settings import Settings
-from engine.systems import System
+from engine.systems import System, system_of
 from formats.files import BadInput, check_folder, expand
 from formats.labels import load_labels
 from formats.recipe import Recipe, other_recipe
@@ -26,9 +26,13 @@ def open_splits(settings: Settings, memory: str | None = None) -> Splits:
     """Open database and queries with their labels.
 
     Raises:
-        BadInput: a file cannot be used, or the database is smaller than the largest K.
+        BadInput: there are no labels, a file cannot be used, or the database is smaller than the largest K.
     """
     config = settings.config
+    for split in (config.test, config.query):
+        if not split.labels:
+            reason = f"'{split.name}_label' is empty: a test needs labels"
+            raise BadInput(f"{config.path}: {reason}{how_without_labels(settings.stage)}")
     memory = memory or memory_of_parts(settings)
     database = open_store(config, config.test, memory, "cpu")
     labels, notes = load_labels(config, config.test, database.n_videos)
@@ -43,6 +47,15 @@ def open_splits(settings: Settings, memory: str | None = None) -> Splits:
     if alone := int((~(query_labels & shared).any(1)).sum()):
         notes.append(f"{alone} of {len(query)} queries share no class with the database: each counts 0")
     return Splits(database, query, labels, query_labels, notes)
+
+
+def how_without_labels(stage: str) -> str:
+    """What a stage can do where there are no labels to test with; empty: nothing, it is of no system."""
+    training = system_of(stage).stages[1:-1]  # the first is the pipeline, the last the test
+    if stage in training:
+        return "; without labels, set 'eval_every' to 0"
+    ways = ", then ".join(f"--stage {name}" for name in (*training, "tools.encode"))
+    return f"; without labels, train and encode: {ways}" if training else ""
 
 
 def check_splits(settings: Settings) -> None:

@@ -211,7 +211,7 @@ def parse(arguments: list[str], form: Mapping[str, Any], system: System) -> dict
         if not unknown[0].startswith("--"):
             raise BadInput(f"unexpected argument '{unknown[0]}' (see python run.py --help)")
         keys = [each.removeprefix("--").partition("=")[0] for each in unknown if each.startswith("--")]
-        words = suggestions(known) | {"resume": "resume"}
+        words = suggestions(known) | {"resume": "resume", "mode": "stage"}
         problems = unknown_keys(keys, words.values(), "--", words)
         hint = f"python run.py --stage {system.stages[0]} --help"
         raise BadInput(f"{'; '.join(problems)} (the settings of {system.name}: {hint})")

@@ -108,14 +108,20 @@ class Settings:
     fresh_stages: ClassVar[tuple[str, ...]] = ()  # those that do not start from a checkpoint
 
     stage: str = setting(MISSING, "what to run")
-    data_set_config: str = setting("Json/demo.json", "dataset JSON", also="data dataset config json")
+    data_set_config: str = setting(
+        "Json/demo.json", "dataset JSON", also="data data_dir data_path dataset config json"
+    )
     result_log_dir: str = setting("log", "folder of the run logs", also="logs log_dir")
     result_weight_dir: str = setting(
         "weight", "folder of the checkpoints", also="output out output_dir save_dir checkpoint_dir"
     )
-    batch_size: int = setting(MISSING, "videos in a batch", positive, "1 or more")
+    batch_size: int = setting(MISSING, "videos in a batch", positive, "1 or more", also="bs batch")
     hashcode_size: int = setting(
-        64, "bits of a hash code", size, "1 or more", also="bits n_bits code_length hash_size"
+        64,
+        "bits of a hash code",
+        size,
+        "1 or more",
+        also="bits n_bits hash_bits code_bits code_length hash_size",
     )
     weight_path: str | None = setting(
         None,
@@ -126,7 +132,7 @@ class Settings:
     seed: int = setting(
         3346, "seed of weights, order and masks", not_negative, "0 or more", also="random_seed"
     )
-    device: str = setting("auto", "where to compute", is_device, DEVICES, also="gpu gpus gpu_id cuda")
+    device: str = setting("auto", "where to compute", is_device, DEVICES, also="gpu gpus gpu_id cuda cpu")
     precision: str = setting(
         "float32", "of the matrix products", lambda v: v in ("float32", "bfloat16"), "float32 or bfloat16",
         also="dtype amp fp16 bf16",
@@ -206,7 +212,9 @@ class RankingSettings(Settings):
     exclude_self: bool = setting(
         False, "with protocol database, leave every video out of its own ranking (published tables keep it)"
     )
-    result_dir: str = setting("result", "folder of results: the numbers and the codes of every test")
+    result_dir: str = setting(
+        "result", "folder of results: the numbers and the codes of every test", also="result results"
+    )
 
     def problems(self) -> list[str]:
         """What is wrong with settings that are each right by themselves."""
@@ -221,7 +229,7 @@ class SystemSettings(RankingSettings):
     """What every system of hashing is trained and tested with; each states its own published values."""
 
     max_iter: tuple[int, int] = setting(
-        MISSING, "epochs of the two training stages", lambda v: min(v) >= 0, "two numbers, 0 or more"
+        MISSING, "epochs of the two training stages", lambda v: min(v) >= 0, "two whole numbers, 0 or more"
     )
     lr: float = setting(MISSING, "Adam's learning rate", positive, "above 0")
     hidden_size: int = setting(MISSING, "width H of the network", size, "1 or more")

@@ -60,9 +60,10 @@ LABEL_VARIABLES = {("activitynet", "test"): "re_label", ("activitynet", "query")
 
 
 def find_json(name: str | Path) -> Path:
-    """A dataset JSON by the name the user gave, else the project's own of that name."""
-    shipped = Path(__file__).parents[1] / name
-    return shipped if os.path.isfile(shipped) and not os.path.exists(name) else Path(name)
+    """A dataset JSON by the path the user wrote, else the project's own of that name."""
+    path = expand(str(name))
+    shipped = Path(__file__).parents[1] / path
+    return shipped if os.path.isfile(shipped) and not os.path.exists(path) else path
 
 
 def load_config(path: str | Path, protocol: str | None = None) -> DatasetConfig:

@@ -17,6 +17,7 @@ from typing import IO, Any
 from tqdm import tqdm
 
 MANY = 5  # names that an error lists; of more it tells the number
+ALIKE = 0.76  # of 1; with less, "loss" would be taken for "logs", and "weight_decay" for "weight_path"
 
 
 class BadInput(ValueError):
@@ -182,7 +183,7 @@ def unknown_keys(
     unknown = [key for key in found if key not in known]
     problems = []
     for key in unknown[:MANY]:
-        near = difflib.get_close_matches(key, meant, n=1)
+        near = difflib.get_close_matches(key, meant, n=1, cutoff=ALIKE)
         problems.append(
             f"unknown key '{where}{key}'" + (f" (did you mean '{where}{meant[near[0]]}'?)" if near else "")
         )

@@ -27,8 +27,6 @@ PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
 SHORTER = {r"python run\.py(?!.*--(?:resume|stage tools\.))": "--max_iter 1 1"}
 # Commands that this process can run, which has loaded torch already; a block with any other is left to bash.
 COMMAND = re.compile(r"python (?:run\.py|-m tools\.\w+)(?: [^$&;|<>*()`]*)?")
-# For what the README of version 1.2.0 lacks. Once it has it, these tests fail: then delete the mark.
-NOT_YET = pytest.mark.xfail(strict=True, reason="the README has not been rewritten yet")
 pages = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 
 

@@ -272,7 +272,8 @@ def test_without_classes_and_splits(extract, clips, start, tmp_path):
     assert start("--stage", "pretrain", *options, "--max_iter", 1, 1)[0] == 0
     assert start("--stage", "tools.encode", *options)[0] == 0
     status, _, err = start("--stage", "test", *options)
-    assert (status, err) == (2, "error: Json/x.json: 'test_label' is empty: a test needs labels\n")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "error: Json/x.json: 'test_label' is empty: a test needs labels" in err
 
 
 class TestGoesOn:

@@ -251,6 +251,8 @@ class TestWithoutATest:
         names = [f"video {video}" for video in order.ravel()]
         found = [re.findall("<span[^>]*>(.*?)</span>", rest) for kind, _, _, rest in cards if kind == "found"]
         assert found == [[name] for name in names]
+        lacks = "result/1_test.h5 and result/1_query.h5" if lacking == "both" else "result/1_query.h5"
+        assert f"<li>No labels in {lacks}, so no marks and no mAP.</li>" in page
         for word in ("right", "wrong", "AP@", "class ", "<table>", "None"):
             assert word not in page.partition("</style>")[2].replace('class="', ""), word
 
@@ -264,6 +266,7 @@ class TestWithoutATest:
             assert shown == [f"video {each}" for query, row in enumerate(order) for each in (query, *row)]
         assert "<p>train on it, seed 1; 40 videos in the database, every one of them is a query, and" in page
         assert "is left out of its own answer. Codes: result/1_test.h5.</p>" in page
+        assert page.count("No labels in ") == 1
 
     def test_names_and_thumbnails(self, result, gallery):
         made = result(n=(7,))
@@ -446,7 +449,8 @@ class TestRefusals:
         write_codes(path, made.codes[1], made.labels[1][:, 1:])
         assert "result/1_query.h5: 4 classes, result/1_test.h5 has 5" in self.refused(gallery)
         write_codes(path, made.codes[1], made.labels[1], digest="e" * 16)
-        assert "codes of another network than those of result/1_test.h5" in self.refused(gallery)
+        err = self.refused(gallery)
+        assert err.endswith("codes of another network than those of result/1_test.h5\n")  # no --force here
 
     def test_damaged_sources(self, result, gallery):
         made = result()

@@ -169,11 +169,9 @@ def test_labels_are_the_same_bytes_at_any_time(tmp_path, monkeypatch):
     assert np.array_equal(scipy.io.loadmat(tmp_path / "a")["labels"], np.eye(3))
 
 
-def test_a_test_needs_labels_but_a_dataset_does_not(dataset):
+def test_a_dataset_needs_no_labels(dataset):
     dataset.change(num_class=0, train_label="", test_label="", query_label="")
-    config = load_config(dataset.path)
-    with pytest.raises(BadInput, match="synthetic.json: 'query_label' is empty: a test needs labels"):
-        load_labels(config, config.query, [6])
+    assert load_config(dataset.path).query.labels == ()
     dataset.change(query_label="query.mat")
     with pytest.raises(BadInput, match="'num_class' must be a positive integer, found 0"):
         load_config(dataset.path)

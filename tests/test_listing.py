@@ -166,6 +166,24 @@ class TestFolder:
             list_videos(tmp_path / "UCF-101/run", FRACTIONS, 0, class_folders=True)
         assert "classes" not in list_videos(tmp_path, FRACTIONS, 0)[1]
 
+    @pytest.mark.parametrize("files", [
+        ["train/run/a.mp4", "test/run/b.mp4", "train/jump/c.mp4", "val/jump/d.mp4"],
+        ["train/run/a.mp4", "test/run/b.mp4", "query/jump/c.mp4", "beside.mp4"],
+    ])  # fmt: skip
+    def test_folders_of_other_splits_are_no_classes(self, tmp_path, files):
+        touch(tmp_path, *files)
+        with pytest.raises(
+            BadInput, match="its splits, which are train, test and query, found (test|query), t"
+        ):
+            list_videos(tmp_path, FRACTIONS, 0, class_folders=True)
+        assert "classes" not in list_videos(tmp_path, FRACTIONS, 0)[1]
+
+    def test_a_class_called_train(self, tmp_path):
+        touch(tmp_path, *(f"{name}/{number}.mp4" for name in ("bus", "train") for number in range(3)))
+        assert (
+            "2 classes, by folders: bus, train" in list_videos(tmp_path, FRACTIONS, 0, class_folders=True)[1]
+        )
+
     def test_the_draw(self, tmp_path):
         touch(tmp_path, *(f"{number:03}.mp4" for number in range(100)))
         one, same, other = (list_videos(tmp_path, FRACTIONS, seed)[0] for seed in (1, 1, 2))

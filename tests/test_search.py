@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import json
 import os
 import shutil
 import subprocess
@@ -162,6 +163,37 @@ class TestCsv:
             "3,1,3,0,d,0;1;2,0;1;2",
         ]
 
+    def test_names_beside_the_features(self, capsys, tmp_path):
+        """Of the database in two parts, of the queries in one; a file of the user's in place of either."""
+        codes = np.where(np.eye(4, 8), 1, -1)
+        labels = np.array([[1, 0, 1], [0, 1, 0], [0, 0, 0], [1, 1, 1]], np.uint8)
+        parts = {
+            "a_feats": ("clip 0",),
+            "b": ("clip 1", "clip, 2", "clip 3"),
+            "query_feats": ("who", "whose"),
+        }
+        for part, names in parts.items():
+            (tmp_path / f"{part.removesuffix('_feats')}_names.txt").write_text("\n".join(names))
+        sources = [str(tmp_path / f"{part}.h5") for part in parts]
+        database = write_codes(tmp_path / "x.h5", codes, labels, sources=json.dumps(sources[:2]))
+        queries = write_codes(tmp_path / "y.h5", codes[2:], labels[2:], sources=json.dumps(sources[2:]))
+        assert main([str(database), str(queries), "--k", "1"]) == 0
+        assert capsys.readouterr().out.splitlines() == [
+            "query,rank,video,distance,name,query_labels,video_labels,query_name",
+            '0,1,2,0,"clip, 2",,,who',
+            "1,1,3,0,clip 3,0;1;2,0;1;2,whose",
+        ]
+        (tmp_path / "own.txt").write_text("one\ntwo\nthree\nfour\n")
+        rows = search(capsys, database, queries, "--k", 1, "--video-names", tmp_path / "own.txt")[1]
+        assert [(row["name"], row["query_name"]) for row in rows] == [("three", "who"), ("four", "whose")]
+        (tmp_path / "own.txt").write_text("me\nmyself\n")
+        rows = search(capsys, database, queries, "--k", 1, "--query-names", tmp_path / "own.txt")[1]
+        assert [(row["name"], row["query_name"]) for row in rows] == [("clip, 2", "me"), ("clip 3", "myself")]
+        (tmp_path / "query_names.txt").write_text("who\n")
+        status, _, err = search(capsys, database, queries)
+        assert (status, err) == (
+            2, f"error: {tmp_path}/query_names.txt: expected 2 names, one a line, found 1\n")  # fmt: skip
+
     def test_names_of_another_editor(self, capsys, tmp_path):
         """A byte order mark, Windows' line ends, no last one, and a separator that is no line end."""
         path = write_codes(tmp_path / "x.h5", np.where(np.eye(2, 8), 1, -1))
@@ -197,7 +229,8 @@ class TestRefusals:
     def test_another_network(self, files, capsys, tmp_path):
         _, (database, _) = files(16)
         other = write_codes(tmp_path / "other.h5", np.ones((3, 16), np.int8), digest="e" * 16)
-        assert "codes of another network than those of" in self.refused(capsys, database, other)
+        err = self.refused(capsys, database, other)
+        assert err.endswith(f"another network than those of {database}; --force searches all the same\n")
         assert search(capsys, database, other, "--force")[0] == 0
 
     @pytest.mark.parametrize("k", [0, 301])

@@ -3,7 +3,7 @@
 import pytest
 
 from engine.launch import launch, parse
-from engine.settings import fields
+from engine.settings import Settings, fields
 from engine.systems import all_of_them, resolve, system_of, systems
 from formats.files import BadInput
 from pipeline import train_model
@@ -72,6 +72,11 @@ class TestOptions:
             ("bth.train", "--anchors", "--bth.anchors"),
             ("train", "--hashcode-size", "--hashcode_size"),
             ("train", "--resum", "--resume"),
+            ("train", "--mode", "--stage"),
+            ("tools.encode", "--bs", "--batch_size"),
+            ("tools.extract", "--model", "--backbone"),
+            ("tools.extract", "--output", "--features_dir"),
+            ("tools.encode", "--result_dir", "--result_code_dir"),
         ],
     )
     def test_words_that_people_try(self, stage, option, meant):
@@ -81,13 +86,23 @@ class TestOptions:
             f"unknown key '{option}' (did you mean '{meant}'?) (the settings of"
         )
 
+    @pytest.mark.parametrize(
+        "option",
+        ["--weight_decay", "--dropout", "--train", "--loss", "--steps", "--iters", "--n_classes", "--cut",
+         "--image_size", "--n_videos", "--num_frames", "--features", "--version", "--no-tf32"],
+    )  # fmt: skip
+    def test_no_hint_is_better_than_a_wrong_one(self, option):
+        with pytest.raises(BadInput, match=f"unknown key '{option}' .the settings of WSCH"):
+            parse([option, "3"], {}, SYSTEM)
+
     def test_such_a_word_means_one_setting(self):
         for system in all_of_them():
             known = fields(system.settings)
-            words = [word for item in known.values() for word in item.metadata["also"]]
-            own = {"data", "dataset"} if "videos" in known else set()  # of the videos there
-            assert {word for word in words if words.count(word) > 1} == own
-            assert not {*words} & known.keys()
+            shared = [name for name in known if name in fields(Settings)]
+            for names in (shared, known.keys() - shared):  # a stage's own meaning of a word goes first
+                words = [word for name in names for word in known[name].metadata["also"]]
+                assert len(words) == len({*words})
+                assert not {*words} & known.keys()
 
     def test_in_the_form_too(self, dataset):
         with pytest.raises(BadInput, match=r"run.py: unknown key 'epochs' .did you mean 'max_iter'"):
@@ -133,8 +148,8 @@ class TestProblems:
             ("cfg.p1", 0.01, "hides 0 of 6 frames"),
             ("hidden_size", 96, "a multiple of 64 (the encoder's width, not the feature's 24)"),
             ("decoder_size", 30, "a multiple of 4"),
-            ("max_iter", [1], "two numbers"),
-            ("max_iter", [1, 2.5], "two numbers"),
+            ("max_iter", [1], "must be two whole numbers, 0 or more, found"),
+            ("max_iter", [1, 2.5], "must be two whole numbers, 0 or more, found"),
             ("hashcode_size", 16.5, "1 or more"),
             ("tf32", 1, "true or false"),
             ("device", "gpu", "auto, cpu, cuda, cuda:N (GPU number N, from 0) or mps"),

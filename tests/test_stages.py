@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -193,6 +194,33 @@ class TestTrain:
         assert other["contrastive"]["contrastive"] == pytest.approx(
             3 * one["contrastive"]["contrastive"], rel=1e-4
         )
+
+
+class TestWithoutLabels:
+    @pytest.fixture(autouse=True)
+    def unlabelled(self, dataset):
+        dataset.change(num_class=0, train_label="", test_label="", query_label="")
+
+    @pytest.mark.parametrize("system", ["", "bth."])
+    def test_the_refused_test_names_stages_that_run(self, start, dataset, tmp_path, system):
+        reason = f"error: {dataset.path}: 'test_label' is empty: a test needs labels; without labels, train"
+        for stage in ("pipeline", "test"):
+            status, out, err = start("--stage", f"{system}{stage}")
+            assert (status, out, err.count("\n")) == (2, "", 1)
+            assert err.startswith(reason)
+        stages = re.findall(r"--stage ([\w.]+)", err)
+        for stage in stages:
+            assert start("--stage", stage, *(() if "encode" in stage else ("--max_iter", 1, 1)))[0] == 0
+        assert (tmp_path / f"work/code/{len(stages)}_16_test.h5").exists()
+
+    def test_looks_while_training_are_tests_too(self, start):
+        status, _, err = start("--stage", "pretrain", "--eval_every", 1)
+        assert (status, err.count("\n")) == (2, 1)
+        assert err.endswith("a test needs labels; without labels, set 'eval_every' to 0\n")
+
+    def test_a_baseline_has_no_other_way(self, start, dataset):
+        status, _, err = start("--stage", "tools.baseline")
+        assert (status, err) == (2, f"error: {dataset.path}: 'test_label' is empty: a test needs labels\n")
 
 
 class TestTest:

@@ -10,6 +10,7 @@ import pytest
 from synthetic import ROOT
 
 from engine.launch import launch
+from formats.dataset import find_json
 from pipeline import train_model
 from run import settings
 
@@ -51,3 +52,8 @@ def test_a_start_from_another_folder(tmp_path, monkeypatch, capsys):
     shutil.copytree(ROOT / "Json", "Json")
     assert launch(train_model, settings, options) == 0
     assert capsys.readouterr().out.startswith("run 2: pretrain on Json/demo.json, seed 3346")
+
+
+def test_a_dataset_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_json("~/mine.json") == find_json("$HOME/mine.json") == tmp_path / "mine.json"

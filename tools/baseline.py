@@ -55,7 +55,7 @@ class BaselineSettings(RankingSettings):
 
     stage: str = setting("tools.baseline", "what to run")
     method: str = setting("itq", "the baseline", lambda v: v in METHODS, "mean, lsh, pca or itq")
-    batch_size: int = setting(128, "videos in a batch", positive, "1 or more")
+    batch_size: int = setting(128, "videos in a batch", positive, "1 or more", also="bs batch")
     ks: tuple[int, ...] = setting(
         (5, 20, 40, 60, 80, 100), "cuts K of mAP@K", cuts, "whole numbers from 1 on, each once"
     )

@@ -40,8 +40,10 @@ class EncodeSettings(Settings):
         (), "HDF5 files of the videos to encode, read as one; none: database and queries of the dataset JSON"
     )
     feature_key: str = setting("feats", "HDF5 dataset of the files in 'features'")
-    result_code_dir: str = setting("code", "folder of the files of codes")
-    batch_size: int = setting(128, "videos in a batch", positive, "1 or more")
+    result_code_dir: str = setting(
+        "code", "folder of the files of codes", also="output out output_dir save_dir result_dir"
+    )
+    batch_size: int = setting(128, "videos in a batch", positive, "1 or more", also="bs batch")
 
     @classmethod
     def reads_dataset(cls, stated: Mapping[str, Any]) -> bool:

@@ -55,7 +55,9 @@ class ExtractSettings(Settings):
 
     stage: str = setting("tools.extract", "what to run")
     videos: str | None = setting(
-        None, "folder of videos, or a CSV file with columns file, split, class", also="data dataset input"
+        None,
+        "folder of videos, or a CSV file with columns file, split, class",
+        also="data data_dir data_path dataset input",
     )
     name: str | None = setting(
         None, "of the new dataset, its folder and its JSON",
@@ -70,8 +72,11 @@ class ExtractSettings(Settings):
         "lite0",
         "network of the frame features: lite0, torchvision:resnet50, torchvision:vgg19, timm:NAME or "
         "module:function",
+        also="model network cnn",
     )
-    frames: int = setting(25, "frames L of a video, evenly spaced", lambda v: 2 <= v < 2**15, "2 or more")
+    frames: int = setting(
+        25, "frames L of a video, evenly spaced", lambda v: 2 <= v < 2**15, "2 or more", also="num_frames"
+    )
     split: tuple[float, float, float] = setting(
         (0.5, 0.35, 0.15),
         "fractions for train, test and query, drawn by 'seed', where 'videos' gives no splits",
@@ -83,8 +88,10 @@ class ExtractSettings(Settings):
         lambda v: v in ("float16", "float32"), "float16 or float32",
     )  # fmt: skip
     max_failures: float = setting(0.1, "share of videos that may be unusable", ratio, "0 <= max_failures < 1")
-    features_dir: str = setting("features", "folder of the datasets' folders")
-    batch_size: int = setting(4, "videos in a batch", positive, "1 or more")
+    features_dir: str = setting(
+        "features", "folder of the datasets' folders", also="output out output_dir save_dir result_dir"
+    )
+    batch_size: int = setting(4, "videos in a batch", positive, "1 or more", also="bs batch")
     num_workers: int = setting(1, "processes that decode ahead", not_negative, "0: decode in line")
 
     @classmethod

@@ -188,7 +188,10 @@ class Gallery:
             f"distance: in how many of {bits} bits its code differs. Equal distances go by number.",
         ]
         if not self.asked.labelled:
-            return items
+            lacking = [
+                str(split.file.path) for split in (self.database, self.query) if split.file.labels is None
+            ]
+            return [*items, f"No labels in {' and '.join(dict.fromkeys(lacking))}, so no marks and no mAP."]
         items += [
             "\u2713 right (solid frame): shares a class with the query. \u2717 wrong (dashed): shares none.",
             f"AP@{self.k} is 1 where all {self.k} are right, and the higher the nearer the right ones stand; "

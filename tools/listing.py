@@ -3,8 +3,8 @@
 A list is a CSV file (UTF-8, a header) with the columns ``file`` (relative to the list's folder), and perhaps
 ``split`` (train, test or query; database is test) and ``class`` (several separated by ``;``; empty: none).
 Of a folder, all files below it that end like a video are taken, hidden ones passed over, in the order of
-their paths; where it holds them in three folders, train, test and query, these are the splits. The folders
-right below it, or right below its splits, are classes if that is asked for.
+their paths; where it holds them in three folders, train, test and query, and none beside these, they are the
+splits. The folders right below it, or right below its splits, are classes if that is asked for.
 """
 
 import csv
@@ -26,6 +26,7 @@ SUFFIXES = frozenset(
 # ``isprintable``, it lets the spaces of macOS and of Japanese pass, and emoji of several characters.
 CONTROL = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff]")
 COLUMNS = ("file", "split", "class")
+SPLIT_NAMES = {*SPLITS, "database", "val", "valid", "validation"}  # folders of these alone are no classes
 
 
 class Video(NamedTuple):
@@ -83,17 +84,21 @@ def settle_classes(folder: Path, videos: list[Video], class_folders: bool) -> tu
     """The videos of a folder with their folders as classes, or without classes, and a word on that.
 
     Raises:
-        BadInput: folders are to be classes, but there are fewer than two, which tell nothing apart.
+        BadInput: folders are to be classes, but there are fewer than two, which tell nothing apart, or they
+            are splits.
     """
     names = sorted({name for video in videos for name in video.classes})
     some = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
+    can_be = len(names) > 1 and not {*names} <= SPLIT_NAMES
     if class_folders:
-        if len(names) < 2:
-            found = f"expected two folders or more right below it or its splits, found {some or 'none'}"
-            raise BadInput(f"{folder}: --classes folders: {found}")
+        if not can_be:
+            expected = (
+                "expected two folders or more right below it or its splits, which are train, test and query"
+            )
+            raise BadInput(f"{folder}: --classes folders: {expected}, found {some or 'none'}")
         return videos, f"; {len(names)} classes, by folders: {some}"
     hint = f"; no classes; --classes folders would take its {len(names)} folders ({some}) as classes"
-    return [video._replace(classes=()) for video in videos], hint * (len(names) > 1)
+    return [video._replace(classes=()) for video in videos], hint * can_be
 
 
 def read_list(path: Path) -> list[Video]:

@@ -1,6 +1,7 @@
 """``python -m tools.search DATABASE.h5 QUERIES.h5``: the nearest videos of every query, as CSV.
 
-Both files are of the stage ``tools.encode``. What searches them stands in ``tools/indexes.py``.
+Both files are of the stage ``tools.encode``, or what a test left. What searches them stands in
+``tools/indexes.py``, what finds the names of the videos in ``tools/names.py``.
 """
 
 import argparse
@@ -14,8 +15,9 @@ import numpy as np
 
 from engine.launch import Parser, exit_status
 from formats.codefile import CodeFile, read_code_file
-from formats.files import BadInput, expand, progress, read_lines, write_whole
+from formats.files import BadInput, expand, progress, write_whole
 from tools.indexes import ANSWERS, INDEXES, Search
+from tools.names import read_names
 
 QUERIES = 1024  # at a time, at most
 
@@ -32,7 +34,9 @@ def main(arguments: list[str]) -> int:
                         "and kept beside the database; lance is exact, in a table at --uri")  # fmt: skip
     parser.add_argument("--uri", help="with --index lance: folder or object store (s3://...) of the table")
     parser.add_argument("--video-names", type=expand, metavar="FILE",
-                        help="text file with the names of the database's videos, one a line")  # fmt: skip
+                        help="text file with the names of the database's videos, one a line (default: "
+                        "<split>_names.txt beside their features, if there)")  # fmt: skip
+    parser.add_argument("--query-names", type=expand, metavar="FILE", help="likewise of the queries")
     parser.add_argument("--force", action="store_true", help="search also among codes of another network")
     return exit_status(lambda: search(parser.parse_args(arguments)))
 
@@ -44,16 +48,17 @@ def search(options: argparse.Namespace) -> None:
         BadInput: a file or an option cannot be used, or a package is missing.
     """
     database, queries = read_code_file(options.database), read_code_file(options.queries)
-    check_pair(database, queries, options.force)
+    check_pair(database, queries, options.force, "; --force searches all the same")
     k = min(10, len(database)) if options.k is None else options.k
     if not 1 <= k <= len(database):
         raise BadInput(f"--k: expected 1 to {len(database)}, the size of {database.path}, found {k}")
     if (options.index == "lance") != bool(options.uri):
         raise BadInput("--uri: expected with --index lance, and only there")
-    names = read_names(options.video_names, database) if options.video_names else None
-    where = (options.uri, names) if options.index == "lance" else ()
+    video_names = read_names(database, options.video_names)
+    query_names = read_names(queries, options.query_names)
+    where = (options.uri, video_names) if options.index == "lance" else ()
     index = INDEXES[options.index](database, k, *where)
-    rows = neighbours(database, queries, index, k, names)
+    rows = neighbours(database, queries, index, k, video_names, query_names)
     if options.out is None:
         try:
             csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
@@ -73,8 +78,14 @@ def search(options: argparse.Namespace) -> None:
     print(f"{options.out}: {said}{ties}")
 
 
-def check_pair(database: CodeFile, queries: CodeFile, force: bool) -> None:
+def check_pair(database: CodeFile, queries: CodeFile, force: bool = False, cure: str = "") -> None:
     """See that two files of codes can be compared.
+
+    Args:
+        database: one of them.
+        queries: the other.
+        force: whether the user insists on comparing codes of two networks.
+        cure: how to insist, to put behind the error.
 
     Raises:
         BadInput: they have other lengths, or are of other networks and the user does not insist.
@@ -83,39 +94,34 @@ def check_pair(database: CodeFile, queries: CodeFile, force: bool) -> None:
         found = f"those of {database.path} have {database.bits}"
         raise BadInput(f"{queries.path}: codes of {queries.bits} bits, {found}")
     if database.digest != queries.digest and not force:
-        other = f"{queries.path}: codes of another network than those of {database.path}"
-        raise BadInput(f"{other}; --force searches all the same")
-
-
-def read_names(path: Path, database: CodeFile) -> list[str]:
-    """The names of the database's videos.
-
-    Raises:
-        BadInput: the file cannot be read, or has another number of lines.
-    """
-    names = read_lines(path)
-    if len(names) != len(database):
-        raise BadInput(f"{path}: expected {len(database)} names, one a line, found {len(names)}")
-    return names
+        raise BadInput(f"{queries.path}: codes of another network than those of {database.path}{cure}")
 
 
 def neighbours(
-    database: CodeFile, queries: CodeFile, search: Search, k: int, names: list[str] | None
+    database: CodeFile,
+    queries: CodeFile,
+    search: Search,
+    k: int,
+    video_names: list[str] | None,
+    query_names: list[str] | None,
 ) -> Iterator[list]:
     """The lines of the CSV: a header, then k neighbours of every query."""
     labelled = database.labels is not None and queries.labels is not None
-    yield ["query", "rank", "video", "distance", *(["name"] if names else []),
-           *(["query_labels", "video_labels"] if labelled else [])]  # fmt: skip
+    yield ["query", "rank", "video", "distance", *(["name"] if video_names else []),
+           *(["query_labels", "video_labels"] if labelled else []),
+           *(["query_name"] if query_names else [])]  # fmt: skip
     size = max(1, min(QUERIES, ANSWERS // k))
     for start in progress(range(0, len(queries), size), "searching"):
         videos, distances = search(queries.codes[start : start + size])
         for row, (found, away) in enumerate(zip(videos.tolist(), distances.tolist(), strict=True), start):
             for rank, (video, distance) in enumerate(zip(found, away, strict=True), 1):
                 line = [row, rank, video, int(distance)]
-                if names:
-                    line.append(names[video])
+                if video_names:
+                    line.append(video_names[video])
                 if labelled:
                     line += [classes(queries.labels[row]), classes(database.labels[video])]
+                if query_names:
+                    line.append(query_names[row])
                 yield line
 
 

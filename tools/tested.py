@@ -8,7 +8,6 @@ is found beside their features, ``F/test_feats.h5``: ``F/test_names.txt`` (line 
 Axes: N videos, b bits.
 """
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 from formats.codefile import CodeFile, read_attributes, read_code_file
 from formats.files import BadInput, expand, read_lines
 from tools.logs import Log, read_logs
+from tools.names import feature_files, read_names
 from tools.search import check_pair
 
 
@@ -126,7 +126,7 @@ def open_asked(names: Sequence[str]) -> Asked:
         })  # fmt: skip
     else:
         raise BadInput(f"expected a log, or two files of codes (database, queries), found {' '.join(names)}")
-    check_pair(asked.database, asked.query, force=False)
+    check_pair(asked.database, asked.query)
     if asked.labelled and (n := asked.query.labels.shape[1]) != asked.database.labels.shape[1]:
         path, found = asked.database.path, asked.database.labels.shape[1]
         raise BadInput(f"{asked.query.path}: {n} classes, {path} has {found}")
@@ -151,37 +151,8 @@ def open_splits(
     for file, names in ((asked.database, database_names), (asked.query, query_names)):
         sources = feature_files(file.path)
         folder = thumbnails or (sources[0].with_name("thumbnails") if sources else None)
-        splits.append(Split(file, read_names(file, sources, names), folder))
+        splits.append(Split(file, read_names(file, names), folder))
     return splits[0], splits[1]
-
-
-def feature_files(path: Path) -> list[Path]:
-    """The feature files that codes were made of; none where it does not say.
-
-    Raises:
-        BadInput: what it says is damaged.
-    """
-    try:
-        sources = json.loads(read_attributes(path)["sources"] or "[]")
-        return [expand(name) for name in sources]
-    except (ValueError, TypeError):
-        raise BadInput(f"{path}: damaged: 'sources' is no list of feature files") from None
-
-
-def read_names(file: CodeFile, sources: Sequence[Path], given: Path | None) -> list[str] | None:
-    """The names of the videos of a split; None where none are given or found beside its feature files.
-
-    Raises:
-        BadInput: a file cannot be read, or there are more or fewer names than videos.
-    """
-    beside = [path.with_name(f"{path.stem.removesuffix('_feats')}_names.txt") for path in sources]
-    if not (paths := [given] if given else beside if any(path.exists() for path in beside) else []):
-        return None
-    names = [line for path in paths for line in read_lines(path)]
-    if len(names) != len(file):
-        where = ", ".join(map(str, paths))
-        raise BadInput(f"{where}: expected {len(file)} names, one a line, found {len(names)}")
-    return names
 
 
 def read_classes(database: CodeFile) -> list[str]:
