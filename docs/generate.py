@@ -25,7 +25,7 @@ SHIPPED = (
     "ucf",
     "hmdb",
     "demo",
-)  # in Json/, where users' own files stand too
+)  # in Json/, beside users' own
 KINDS = {int: "whole number", float: "number", bool: "true or false"}
 INTRODUCTION = """# Settings
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from data import open_store
 from engine.demo import make_demo
-from engine.launch import exit_status
+from engine.launch import exit_status, show
 from engine.settings import fields
 from engine.systems import System, check_blocks, resolve, systems
 from formats.dataset import DatasetConfig, find_json, load_config
@@ -56,7 +56,7 @@ def report(config: DatasetConfig) -> None:
     named = [system for system in systems() if system.settings.block in config.blocks]
     for system in systems():
         if system not in named:
-            epochs = " + ".join(map(str, system.settings.max_iter))
+            epochs = show(system.settings.max_iter).replace(" ", " + ")
             print(f"no block '{system.settings.block}': {system.name} has its published settings, "
                   f"{epochs} epochs among them")  # fmt: skip
     for system in named or systems()[:1]:
