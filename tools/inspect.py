@@ -56,7 +56,7 @@ def report(config: DatasetConfig) -> None:
     named = [system for system in systems() if system.settings.block in config.blocks]
     for system in systems():
         if system not in named:
-            epochs = " + ".join(map(str, system.settings.max_iter))
+            epochs = " + ".join(map(str, np.atleast_1d(system.settings.max_iter)))
             print(f"no block '{system.settings.block}': {system.name} has its published settings, "
                   f"{epochs} epochs among them")  # fmt: skip
     for system in named or systems()[:1]:
