@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from synthetic import GOLDEN
+from synthetic import GOLDEN, close
 
 from bench.step import bth_ours_and_direct
 from bth.model import (
@@ -27,13 +27,6 @@ from bth.model import (
 )
 from formats import processor
 from formats.files import BadInput
-
-
-def close(actual, expected, tolerance, floor=0.0):
-    """Largest difference, relative to the largest expected entry."""
-    actual, expected = torch.as_tensor(actual).detach().double(), torch.as_tensor(expected).double()
-    assert actual.shape == expected.shape
-    assert (actual - expected).abs().max() <= max(tolerance * expected.abs().max(), floor)
 
 
 def within(count, n, probability):

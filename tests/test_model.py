@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from synthetic import GOLDEN
+from synthetic import GOLDEN, close
 
 from bench.direct import Direct
 from bench.step import ours_and_direct
@@ -26,13 +26,6 @@ from model import (
     reconstruction_loss,
     visible_frames,
 )
-
-
-def close(actual, expected, tolerance, floor=0.0):
-    """Largest difference, relative to the largest expected entry."""
-    actual, expected = torch.as_tensor(actual).detach().double(), torch.as_tensor(expected).double()
-    assert actual.shape == expected.shape
-    assert (actual - expected).abs().max() <= max(tolerance * expected.abs().max(), floor)
 
 
 @pytest.fixture(params=["wsch_tiny", "wsch_mini"])
