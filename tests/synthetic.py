@@ -200,7 +200,9 @@ def forked(n_ranks, script, *arguments, cwd):
         The statuses, what all wrote on stdout, and on stderr.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipeline", "bth.pipeline", "tools.encode", "tools.baseline"])
+    context.set_forkserver_preload(
+        ["pipeline", "bth.pipeline", "conmh.pipeline", "tools.encode", "tools.baseline"]
+    )
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
