@@ -34,7 +34,7 @@ class TestAttention:
 
     def test_a_token_alone_is_attended_to_whole_and_without_noise(self):
         torch.manual_seed(0)
-        query, key, value = (torch.randn(2, 3, 1, 5, requires_grad=True) for _ in range(3))
+        query, key, value = (torch.randn(4, 4, 1, 16, requires_grad=True) for _ in range(3))
         found = attend(query, key, value)
         assert torch.equal(found, value)
         found.square().sum().backward()
