@@ -16,8 +16,10 @@ import h5py
 import numpy as np
 import pytest
 import scipy.io
+import torch
 
 from formats.codefile import as_records, write_code_file
+from formats.dataset import SYSTEMS
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
@@ -82,13 +84,37 @@ class Dataset:
                 "hashcode_size": 16,
                 "n_anchors": 8,
             },
+            "conmh": {
+                "max_iter": 2,
+                "lr": 1e-3,
+                "batch_size": 8,
+                "hidden_size": 16,
+                "decoder_size": 12,
+                "hashcode_size": 16,
+                "n_blocks": 2,
+                "n_heads": 3,
+                "decoder_blocks": 1,
+                "p": 0.5,
+            },
         }
         self.path = folder / "synthetic.json"
         self.change()
 
+    def drop_blocks(self, *names: str) -> None:
+        """Of some systems, or all: a JSON as it is published. Takes effect with the next ``change``."""
+        for name in names or SYSTEMS:
+            del self.content[name]
+
     def change(self, **values) -> None:
         self.content |= values
         self.path.write_text(json.dumps(self.content))
+
+
+def close(actual, expected, tolerance, floor=0.0):
+    """Largest difference, relative to the largest expected entry."""
+    actual, expected = torch.as_tensor(actual).detach().double(), torch.as_tensor(expected).double()
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().max() <= max(tolerance * expected.abs().max(), floor)
 
 
 def json_lines(path: Path) -> list[dict]:
@@ -174,7 +200,9 @@ def forked(n_ranks, script, *arguments, cwd):
         The statuses, what all wrote on stdout, and on stderr.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipeline", "bth.pipeline", "tools.encode", "tools.baseline"])
+    context.set_forkserver_preload(
+        ["pipeline", "bth.pipeline", "conmh.pipeline", "tools.encode", "tools.baseline"]
+    )
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from synthetic import GOLDEN
+from synthetic import GOLDEN, close
 
 from bench.step import bth_ours_and_direct
 from bth.model import (
@@ -23,17 +23,10 @@ from bth.model import (
     load_published,
     mask_loss,
     neighborhood_loss,
-    position_encoding,
 )
 from formats import processor
 from formats.files import BadInput
-
-
-def close(actual, expected, tolerance, floor=0.0):
-    """Largest difference, relative to the largest expected entry."""
-    actual, expected = torch.as_tensor(actual).detach().double(), torch.as_tensor(expected).double()
-    assert actual.shape == expected.shape
-    assert (actual - expected).abs().max() <= max(tolerance * expected.abs().max(), floor)
+from layers import position_encoding
 
 
 def within(count, n, probability):
@@ -197,13 +190,6 @@ class TestNetwork:
         constant = torch.full((1, 3), 7.0, requires_grad=True)
         norm(constant).sum().backward()
         assert constant.grad.isfinite().all()
-
-    def test_position_by_hand(self):
-        table = position_encoding(600, 4)
-        assert table.shape == (600, 4)
-        for position in (0, 1, 599):  # beyond the published table, too
-            angles = position, position / 100
-            close(table[position], [f(angle) for angle in angles for f in (math.sin, math.cos)], 1e-4)
 
     def test_a_video_longer_than_the_published_table(self):
         assert BTH(3, 4, 2)(torch.randn(1, 520, 3)).codes.shape == (1, 520, 2)

@@ -278,8 +278,7 @@ class TestTraining:
         assert seen == ({True, False} if stage == "pretrain" else {True})  # latents are float32 in any case
 
     def test_a_published_checkpoint_is_tested_as_it_is(self, start, dataset, tmp_path):
-
-        del dataset.content["run"], dataset.content["bth"]
+        dataset.drop_blocks()
         for name in ("test", "query"):
             frames = np.random.default_rng(0).standard_normal((len(dataset.features[name]), 6, 40))
             write_features(dataset.folder / f"{name}.h5", frames.astype(np.float32))

@@ -6,6 +6,7 @@ import torch
 from synthetic import GOLDEN, N_FRAMES, ROOT, WIDTH, write_features
 
 import bth.model
+import conmh.model
 import model
 from formats.files import BadInput
 from metrics import hamming_distance
@@ -27,6 +28,7 @@ class TestNetwork:
             (OURS / "6_16.pth", bth.model.BTH, 16, N_FRAMES),
             (GOLDEN / "wsch_mini.pth", model.WSCH, 32, None),
             (GOLDEN / "bth_tiny.pth", bth.model.BTH, 16, None),
+            (GOLDEN / "conmh_tiny.pth", conmh.model.ConMH, 16, None),
         ],
         ids=str,
     )
@@ -38,14 +40,17 @@ class TestNetwork:
         assert not net.training
         assert not any(weight.requires_grad for weight in net.parameters())
 
-    def test_golden_codes(self, tmp_path):
-        golden = np.load(GOLDEN / "bth_tiny.npz")
+    @pytest.mark.parametrize(
+        ("system", "frames", "code"), [("bth", "masked1", "out/code1"), ("conmh", "x", "out/code")]
+    )
+    def test_golden_codes(self, tmp_path, system, frames, code):
+        golden = np.load(GOLDEN / f"{system}_tiny.npz")
         weights = {key: torch.from_numpy(golden[key]) for key in golden if key.startswith("weight/")}
         torch.save({key.removeprefix("weight/"): value for key, value in weights.items()}, tmp_path / "x.pth")
         net = load_network(tmp_path / "x.pth", device="cpu")
-        assert np.array_equal(hash_videos(net, golden["masked1"]), golden["out/code1"])
+        assert np.array_equal(hash_videos(net, golden[frames]), golden[code])
 
-    @pytest.mark.parametrize("network", [model, bth.model])
+    @pytest.mark.parametrize("network", [model, bth.model, conmh.model])
     def test_load_published_says_what_reads_ours(self, network):
         with pytest.raises(
             BadInput, match=r"1_16.pth: expected a published .* tools.codes.load_network reads it"
@@ -56,7 +61,7 @@ class TestNetwork:
         with pytest.raises(BadInput, match="no such checkpoint"):
             load_network(tmp_path / "x.pth")
         torch.save({"layer.weight": torch.zeros(3)}, tmp_path / "x.pth")
-        with pytest.raises(BadInput, match="x.pth: no network of any system: WSCH: .*; BTH: "):
+        with pytest.raises(BadInput, match="x.pth: no network of any system: WSCH: .*; BTH: .*; ConMH: "):
             load_network(tmp_path / "x.pth")
         torch.save({"stage": "other.train"}, tmp_path / "x.pth")
         with pytest.raises(BadInput, match="x.pth: 'stage' must be one of"):

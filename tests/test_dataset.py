@@ -3,25 +3,32 @@
 import pytest
 from synthetic import ROOT
 
+from docs.generate import SHIPPED
 from engine.systems import check_blocks
 from formats.dataset import load_config
 from formats.files import BadInput
 
 
 class TestConfig:
-    @pytest.mark.parametrize("name", ["Anet", "fcvid", "yfcc", "ucf", "hmdb", "demo"])
+    @pytest.mark.parametrize("name", SHIPPED)
     def test_shipped_ones_are_valid(self, name):
         config = load_config(ROOT / "Json" / f"{name}.json")
         check_blocks(config)
         assert config.blocks["run"]["hidden_size"] in (128, 1024)
 
     def test_facts_of_the_published_datasets(self):
-        facts = {"Anet": (2048, 30, 200), "fcvid": (4096, 25, 239), "yfcc": (4096, 25, 80)}
+        facts = {
+            "Anet": (2048, 30, 200, "query"),
+            "fcvid": (4096, 25, 239, "database"),
+            "yfcc": (4096, 25, 80, "database"),
+            "yfcc-full": (4096, 25, 80, "query"),
+        }
+        found = {name: load_config(ROOT / "Json" / f"{name}.json") for name in facts}
         for name, expected in facts.items():
-            config = load_config(ROOT / "Json" / f"{name}.json")
-            assert (config.feature_size, config.max_frames, config.num_class) == expected
-            assert config.query_is_database == (name != "Anet")
-        anet = load_config(ROOT / "Json" / "Anet.json")
+            config = found[name]
+            assert (config.feature_size, config.max_frames, config.num_class, config.protocol) == expected
+        anet, full = found["Anet"], found["yfcc-full"]
+        assert [len(split.features) for split in (full.train, full.test, full.query)] == [9, 2, 1]
         assert [split.label_variable for split in (anet.train, anet.test, anet.query)] == [
             "labels",
             "re_label",
@@ -37,7 +44,7 @@ class TestConfig:
         assert config.blocks == fcvid.blocks  # nothing else is published for them
 
     def test_published_keys_are_enough(self, dataset):
-        del dataset.content["run"], dataset.content["bth"]
+        dataset.drop_blocks()
         dataset.change()
         assert load_config(dataset.path).blocks == {}
 

@@ -65,9 +65,10 @@ def test_any_features_without_labels_or_a_dataset(encode, dataset, tmp_path):
     assert found.labels is None
 
 
-def test_a_published_network(start, dataset, tmp_path):
+@pytest.mark.parametrize("system", ["bth", "conmh"])
+def test_a_published_network(start, tmp_path, system):
     write_features(tmp_path / "x.h5", np.random.default_rng(0).standard_normal((9, 4, 40)).astype(np.float32))
-    options = ("--features", tmp_path / "x.h5", "--weight_path", GOLDEN / "bth_tiny.pth")
+    options = ("--features", tmp_path / "x.h5", "--weight_path", GOLDEN / f"{system}_tiny.pth")
     assert start("--stage", "tools.encode", *options)[0] == 0
     assert len(read_code_file(tmp_path / "work/code/1_16.h5")) == 9
 

@@ -215,8 +215,9 @@ def test_the_pipelines_run_on_it(extract, start, clips, capsys):
     assert extract(backbone="lite0", frames=2)[0] == 0
     assert inspect.main(["Json/x.json"]) == 0
     assert "L = 2 frames of width D = 1280" in capsys.readouterr().out
-    for stage in ("pipeline", "bth.pipeline"):
-        status, out, err = start("--stage", stage, "--data_set_config", "Json/x.json", "--max_iter", 1, 1)
+    for stage in ("pipeline", "bth.pipeline", "conmh.pipeline"):
+        epochs = [1] if stage == "conmh.pipeline" else [1, 1]
+        status, out, err = start("--stage", stage, "--data_set_config", "Json/x.json", "--max_iter", *epochs)
         assert (status, err) == (0, "")
         assert "x, 64 bits, 2 queries, 2 videos" in out
 

@@ -122,6 +122,7 @@ def nothing(dataset):
 
 
 ONES = np.ones((N_DATABASE, N_CLASSES), np.uint8)
+CONMH = ["--stage", "conmh.pipeline"]
 # (what is wrong, how it comes about, options, what the one line says)
 BAD_INPUTS = [
     (
@@ -263,6 +264,31 @@ BAD_INPUTS = [
         [],
         "did you mean 'n_anchors'?",
     ),
+    (
+        "unknown conmh key",
+        set_json(conmh={"n_head": 4}),
+        [],
+        "in 'conmh': unknown key 'n_head' (did you mean 'n_heads'?)",
+    ),
+    ("two numbers of epochs", nothing, [*CONMH, "--max_iter", "1", "2"], "unexpected argument '2'"),
+    ("two in the JSON", set_json(conmh={"max_iter": [1, 2]}), CONMH, "'max_iter' must be a whole number"),
+    ("an odd width", nothing, [*CONMH, "--hidden_size", "15"], "'hidden_size' must be an even number"),
+    ("more heads than columns", nothing, [*CONMH, "--conmh.n_heads", "17"], "at least 'conmh.n_heads' = 17"),
+    ("nothing hidden by ConMH", nothing, [*CONMH, "--conmh.p", "0.1"], "'conmh.p' = 0.1 hides 0 of 6 frames"),
+    ("a batch without negatives", nothing, [*CONMH, "--batch_size", "1"], "'batch_size' must be 2 or more"),
+    (
+        "features missing for ConMH",
+        lambda d: (d.folder / "train.h5").unlink(),
+        CONMH,
+        "train.h5: no such feature file",
+    ),
+    (
+        "NaN for ConMH",
+        set_features("train", to=lambda x: with_value(x, (3, 2, 1), np.nan)),
+        [*CONMH, "--memory", "ram"],
+        "train.h5: video 3, frame 2: not finite",
+    ),
+    ("no network of ConMH", nothing, ["--stage", "conmh.test"], "no finished checkpoint of conmh.train that"),
     ("an absurd width", nothing, ["--hidden_size", "64000000"], "'hidden_size' must be a multiple of 64"),
     ("an absurd number", nothing, ["--lr", "1" + "0" * 400], "'lr' must be a number, above 0"),
     ("a NUL byte", nothing, ["--result_log_dir", "a\0b"], "'result_log_dir' must be a text"),
@@ -335,6 +361,7 @@ class TestCheckpoints:
             ("train", ["--hidden_size", 128], "its hidden_size is 64, the settings say 128"),
             ("test", ["--decoder_size", 64], "its decoder_size is 32, the settings say 64"),
             ("bth.test", [], "a checkpoint of stage pretrain, expected one of"),
+            ("conmh.test", [], "a checkpoint of stage pretrain, expected one of conmh.train"),
         ],
     )
     def test_what_contradicts_the_settings_is_named(self, start, pretrained, stage, options, message):
@@ -512,13 +539,14 @@ class TestWriting:
         assert [path.name for path in (tmp_path / "work/weight").iterdir()] == ["1_16.pth"]
 
 
-def test_a_loss_that_is_not_finite_stops(start, dataset, tmp_path):
+@pytest.mark.parametrize(("stage", "name"), [("pretrain", "reconstruction"), ("conmh.train", "views")])
+def test_a_loss_that_is_not_finite_stops(start, dataset, tmp_path, stage, name):
     features = dataset.features["train"]
     features[3] = 3e38  # finite, but its norm is not
     write_features(dataset.folder / "train.h5", features)
-    status, _, err = start("--stage", "pretrain")
+    status, _, err = start("--stage", stage)
     assert status == 2
-    assert "the loss is not finite in epoch 1, pass reconstruction, batch " in err
+    assert f"the loss is not finite in epoch 1, pass {name}, batch " in err
     assert "reconstruction = " in err
     assert err.count("\n") == 1
     assert read_checkpoint(tmp_path / "work/weight/1_16.part.pth")["position"] == (0, 0, 0)
@@ -530,15 +558,16 @@ class Killed(BaseException):
 
 def trained(work: Path) -> tuple[list, dict]:
     """What must not depend on interruptions: losses of every epoch and results, and the final weights."""
-    lines = [line for n in (1, 2, 3) for line in json_lines(work / f"log/{n}.jsonl")]
+    lines = [line for path in sorted(work.glob("log/*.jsonl")) for line in json_lines(path)]
     numbers = [(line["event"], line.get("epoch"), line.get("losses"), line.get("mAP")) for line in lines]
-    weights = {n: torch.load(work / f"weight/{n}_16.pth", weights_only=True) for n in (1, 2)}
+    weights = {path.name: torch.load(path, weights_only=True) for path in work.glob("weight/*_16.pth")}
     return numbers, weights
 
 
 def assert_same(one, other):
     assert one[0] == other[0]
-    for n in (1, 2):
+    assert one[1].keys() == other[1].keys()
+    for n in one[1]:
         for part in ("model", "sums", "losses", "position"):
             if part == "model":
                 assert all(
@@ -552,19 +581,31 @@ def assert_same(one, other):
 
 
 class TestResume:
-    @pytest.fixture
-    def undisturbed(self, start, tmp_path):
-        assert start()[0] == 0
-        found = trained(tmp_path / "work")
-        for folder in ("log", "weight", "result"):
-            (tmp_path / "work" / folder).rename(tmp_path / f"undisturbed_{folder}")
-        return found
-
-    @pytest.mark.parametrize("where", ["batch", "save", "log", "kmeans", "finish"])
-    def test_bit_for_bit_wherever_it_was_killed(self, start, tmp_path, monkeypatch, undisturbed, where):
+    @pytest.mark.parametrize(
+        ("pipeline", "where", "at_least"),
+        [
+            ("pipeline", "batch", 5),
+            ("pipeline", "save", 3),
+            ("pipeline", "log", 3),
+            ("pipeline", "kmeans", 2),
+            ("pipeline", "finish", 1),
+            ("conmh.pipeline", "batch", 3),
+            ("conmh.pipeline", "save", 3),
+            ("conmh.pipeline", "log", 3),
+            ("conmh.pipeline", "finish", 1),
+        ],
+    )
+    def test_bit_for_bit_wherever_it_was_killed(
+        self, start, tmp_path, monkeypatch, pipeline, where, at_least
+    ):
         """Kill at the first such place, at the second, ...: every one of them once, resuming in between."""
         from engine.runs import Run
 
+        assert start("--stage", pipeline)[0] == 0
+        undisturbed = trained(tmp_path / "work")
+        for folder in ("log", "weight", "result"):
+            (tmp_path / "work" / folder).rename(tmp_path / f"undisturbed_{folder}")
+        begin = ("--stage", pipeline, "--checkpoint_minutes", 1e-9)
         count = {"left": 0}
 
         def dying(function, before):
@@ -593,15 +634,15 @@ class TestResume:
                 patch.setattr(place[0], place[1], dying(getattr(place[0], place[1]), place[2]))
                 try:
                     has_run = list((tmp_path / "work").glob("log/*.jsonl"))
-                    status, _, err = start(*(["--resume"] if has_run else ["--checkpoint_minutes", 1e-9]))
+                    status, _, err = start(*(["--resume"] if has_run else begin))
                 except Killed:
                     kills += 1
                     continue
             assert status == 0 or "no unfinished run" in err  # killed behind its very last line
             break
-        assert kills >= {"batch": 5, "save": 3, "log": 3, "kmeans": 2, "finish": 1}[where]
+        assert kills >= at_least
         assert_same(trained(tmp_path / "work"), undisturbed)
-        assert sorted(path.name for path in (tmp_path / "work/weight").iterdir()) == ["1_16.pth", "2_16.pth"]
+        assert {path.name for path in (tmp_path / "work/weight").iterdir()} == undisturbed[1].keys()
 
     def test_other_settings_are_refused_and_named(self, start, tmp_path, monkeypatch):
         self.interrupt(start, monkeypatch, "--lr", 1e-4)

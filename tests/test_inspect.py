@@ -42,7 +42,7 @@ class TestReport:
         assert out.count("warning:") == 1
 
     def test_what_a_run_would_refuse(self, dataset, capsys):
-        del dataset.content["bth"]
+        dataset.drop_blocks("bth", "conmh")
         write_features(dataset.folder / "test.h5", dataset.features["test"][:60])
         scipy.io.savemat(dataset.folder / "test.mat", {"labels": dataset.labels["test"][:60]})
         dataset.change(run=dataset.content["run"] | {"cfg": {"n_clusters": 41, "p2": 0.5}})
@@ -52,6 +52,7 @@ class TestReport:
         assert "'cfg.n_clusters' is 41, more than the 40 codes" in err
         assert "n_anchors" not in err
         assert "no block 'bth': BTH has its published settings, 56 + 56 epochs among them" in out
+        assert "no block 'conmh': ConMH has its published settings, 800 epochs among them" in out
         dataset.change(run={}, bth={"n_anchors": 21})
         assert inspect.main([str(dataset.path)]) == 2
         assert "'cfg.n_clusters' is 800" in capsys.readouterr().err
@@ -65,7 +66,7 @@ class TestReport:
         assert "BTH would refuse it: 'bth.n_anchors' is 21, more than the 20 training videos" in err
 
     def test_a_published_json_is_for_the_first_system(self, dataset, capsys):
-        del dataset.content["run"], dataset.content["bth"]
+        dataset.drop_blocks()
         dataset.change()
         assert inspect.main([str(dataset.path)]) == 2
         assert "WSCH would refuse it: 'cfg.n_clusters' is 800, more than the 40" in capsys.readouterr().err

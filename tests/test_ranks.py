@@ -157,6 +157,7 @@ with ranks.joined():
     stage("train", "--weight_path", "weight/1_16.pth", *one_epoch)
     for name in ("pretrain", "bth.train", "bth.pretrain"):
         stage(name, *one_epoch)
+    stage("conmh.train", "--max_iter", "1", "--batch_size", "9")
     if ranks.rank() == 0:
         torch.save(gradients, "gradients.pth")
 """
@@ -268,7 +269,7 @@ CANCELS = {
 
 def test_each_pass_has_the_losses_and_gradients_of_one_process(ran):
     """Batches of 9, 9 and 2 videos: uneven parts, and with three ranks an empty one."""
-    found = {n: (epochs(folder, *range(24, 28)), torch.load(folder / "gradients.pth"))
+    found = {n: (epochs(folder, *range(24, 29)), torch.load(folder / "gradients.pth"))
              for n, (folder, _) in ran.items()}  # fmt: skip
     losses, gradients = found[1]
     assert [list(terms) for terms in losses] == [
@@ -276,8 +277,9 @@ def test_each_pass_has_the_losses_and_gradients_of_one_process(ran):
         ["reconstruction"],
         ["pairs"],
         ["mask"],
+        ["views"],
     ]
-    assert len(gradients) == 5 * 3
+    assert len(gradients) == 6 * 3
     for n in (2, 3):
         for one, other in zip(losses, found[n][0], strict=True):
             for name, terms in one.items():

@@ -60,10 +60,10 @@ def test_inspect_shows_it(dataset, say, capsys):
     assert capsys.readouterr().out.count(expected) == 1
 
 
-@pytest.mark.parametrize("system", ["", "bth."])
-def test_a_test_refuses_another_one(dataset, say, start, system):
+@pytest.mark.parametrize(("system", "first"), [("", "pretrain"), ("bth.", "pretrain"), ("conmh.", "train")])
+def test_a_test_refuses_another_one(dataset, say, start, system, first):
     say(LITE, "train", "test")
-    assert start("--stage", f"{system}pretrain")[0] == 0
+    assert start("--stage", f"{system}{first}")[0] == 0
     say(OTHER, "query")
     refused = (
         f"query.h5: features of another recipe than those that weight/1_16.pth was trained on: {DIFFERENCE}"

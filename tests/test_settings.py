@@ -31,7 +31,8 @@ class TestPrecedence:
 
     def test_published_values(self, dataset):
         dataset.change(run={}, bth={}, max_frames=25)
-        wsch, bth = settings(dataset), settings(dataset, stage="bth.train")
+        dataset.change(conmh={})
+        wsch, bth, conmh = (settings(dataset, stage=stage) for stage in ("train", "bth.train", "conmh.train"))
         assert (wsch.max_iter, wsch.lr, wsch.batch_size, wsch.hidden_size) == ((100, 300), 1e-4, 128, 1024)
         assert (wsch.cfg.b, wsch.cfg.clus_temperature, wsch.cfg.temperature, wsch.cfg.tau_plus) == (
             1.0,
@@ -42,10 +43,18 @@ class TestPrecedence:
         assert (wsch.cfg.n_clusters, wsch.cfg.p1, wsch.cfg.p2, wsch.hashcode_size) == (800, 0.9, 0.6, 64)
         assert (bth.max_iter, bth.lr, bth.batch_size, bth.hidden_size) == ((56, 56), 3e-4, 256, 256)
         assert (bth.bth.n_anchors, bth.bth.mask_weight, bth.bth.cluster_weight) == (2000, 0.92, 0.8)
+        assert (conmh.max_iter, conmh.lr, conmh.batch_size) == (800, 1e-4, 512)
+        assert (conmh.hidden_size, conmh.decoder_size, conmh.hashcode_size) == (256, 192, 64)
+        own = conmh.conmh
+        assert (own.p, own.a, own.temperature, own.tau_plus) == (0.75, 1.0, 0.5, 0.1)
+        assert (own.n_blocks, own.n_heads, own.decoder_blocks, own.decoder_heads) == (12, 6, 2, 3)
+        assert (own.lr_decay, own.lr_decay_epochs, own.lr_min) == (0.9, 20, 1e-5)
 
-    def test_bth_reads_its_own_block(self, dataset):
+    def test_every_system_reads_its_own_block(self, dataset):
         found = settings(dataset, stage="bth.train")
         assert (found.hidden_size, found.bth.n_anchors, found.lr) == (16, 8, 3e-4)
+        found = settings(dataset, stage="conmh.train")
+        assert (found.max_iter, found.decoder_size, found.conmh.n_heads, found.conmh.p) == (2, 12, 3, 0.5)
 
 
 class TestOptions:
@@ -70,6 +79,10 @@ class TestOptions:
             ("train", "--amp", "--precision"),
             ("train", "--n_clusters", "--cfg.n_clusters"),
             ("bth.train", "--anchors", "--bth.anchors"),
+            ("conmh.train", "--epochs", "--max_iter"),
+            ("conmh.train", "--depth", "--conmh.n_blocks"),
+            ("conmh.train", "--heads", "--conmh.n_heads"),
+            ("conmh.train", "--mask_ratio", "--conmh.p"),
             ("train", "--hashcode-size", "--hashcode_size"),
             ("train", "--resum", "--resume"),
             ("train", "--mode", "--stage"),
@@ -165,6 +178,30 @@ class TestProblems:
         with pytest.raises(BadInput) as error:
             settings(dataset, {name: value})
         assert expected in str(error.value)
+
+    @pytest.mark.parametrize(
+        ("options", "expected"),
+        [
+            (
+                {"hidden_size": 15},
+                "must be an even number and at least 'conmh.n_heads' = 3 (a width of the network)",
+            ),
+            ({"decoder_size": 13}, "'decoder_size' must be an even number and at least"),
+            ({"conmh.n_heads": 17}, "'hidden_size' must be an even number and at least 'conmh.n_heads' = 17"),
+            ({"conmh.decoder_heads": 13}, "'decoder_size' must be an even number and at least 'conmh.deco"),
+            ({"conmh.p": 0.1}, "'conmh.p' = 0.1 hides 0 of 6 frames"),
+            ({"conmh.p": 1.0}, "0 <= p < 1"),
+            ({"batch_size": 1}, "'batch_size' must be 2 or more unless 'conmh.a' is 0, found 1"),
+            ({"max_iter": [1, 2]}, "'max_iter' must be a whole number, 0 or more, found [1, 2]"),
+            ({"conmh.n_blocks": 0}, "'conmh.n_blocks' must be 1 or more, found 0"),
+            ({"conmh.lr_decay": 1.5}, "0 < lr_decay <= 1"),
+        ],
+    )
+    def test_of_conmh(self, dataset, options, expected):
+        with pytest.raises(BadInput) as error:
+            settings(dataset, {"stage": "conmh.train", **options})
+        assert expected in str(error.value)
+        assert "\n" not in str(error.value)
 
     def test_a_form_of_wrong_types(self, dataset, tmp_path, monkeypatch, capsys):
         with pytest.raises(BadInput, match="run.py: 'cfg' must be an object, found 3"):

@@ -58,25 +58,25 @@ class TestPipeline:
         results = [json_lines(tmp_path / f"work/log/{n}.jsonl")[-2] for n in (3, 6)]
         assert results[0]["mAP"] == results[1]["mAP"]
 
+    @pytest.mark.parametrize("stage", ["pretrain", "conmh.train"])
     @pytest.mark.parametrize("change", [("--memory", "ram"), ("--num_workers", 0), ("--num_workers", 2)])
-    def test_memory_and_workers_change_no_bit(self, start, tmp_path, change):
-        start("--memory", "disk", "--stage", "pretrain")
-        start("--memory", "disk", *change, "--stage", "pretrain")
+    def test_memory_and_workers_change_no_bit(self, start, tmp_path, stage, change):
+        start("--memory", "disk", "--stage", stage)
+        start("--memory", "disk", *change, "--stage", stage)
         one, other = (torch.load(tmp_path / f"work/weight/{n}_16.pth", weights_only=True) for n in (1, 2))
         assert all(torch.equal(value, other["model"][key]) for key, value in one["model"].items())
 
-    def test_bfloat16_learns_as_well(self, start, tmp_path, monkeypatch):
+    @pytest.mark.parametrize(("stage", "name"), [("pretrain", "reconstruction"), ("conmh.train", "views")])
+    def test_bfloat16_learns_as_well(self, start, tmp_path, monkeypatch, stage, name):
         monkeypatch.setattr("engine.device.has_bfloat16", lambda: True)
-        start("--stage", "pretrain")
-        start("--stage", "pretrain", "--precision", "bfloat16")
-        one, other = (
-            json_lines(tmp_path / f"work/log/{n}.jsonl")[-2]["losses"]["reconstruction"] for n in (1, 2)
-        )
+        start("--stage", stage)
+        start("--stage", stage, "--precision", "bfloat16")
+        one, other = (json_lines(tmp_path / f"work/log/{n}.jsonl")[-2]["losses"][name] for n in (1, 2))
         assert other["reconstruction"] != one["reconstruction"]
         assert other["reconstruction"] == pytest.approx(one["reconstruction"], rel=0.02)
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "bth.pretrain"])
+@pytest.mark.parametrize("stage", ["pretrain", "bth.pretrain", "conmh.train"])
 def test_bfloat16_without_instructions_for_it_is_refused(start, tmp_path, monkeypatch, stage):
     monkeypatch.setattr("engine.device.has_bfloat16", lambda: False)
     status, out, err = start("--stage", stage, "--precision", "bfloat16")
@@ -233,7 +233,7 @@ class TestTest:
         assert result["queries"] == result["database"] == N_DATABASE
 
     def test_a_published_checkpoint_and_json_work_unchanged(self, start, dataset, tmp_path):
-        del dataset.content["run"], dataset.content["bth"]
+        dataset.drop_blocks()
         rng = np.random.default_rng(0)
         for name, count in (("test", N_DATABASE), ("query", 6)):
             write_features(
@@ -266,10 +266,9 @@ class TestTest:
         assert (row[20], protocol) == (0.242, "query")
         row, protocol = report.published_row("BTH", "fcv", 64)
         assert (row[10], protocol) == (0.375, "database")
+        assert {name: list(bits) for name, bits in rows["ConMH"].items()} == dict.fromkeys(
+            ("fcv", "activitynet", "yfcc-full"), ["protocol", "16", "32", "64"]
+        )
+        row, protocol = report.published_row("ConMH", "yfcc-full", 32)
+        assert (list(row), row[60], protocol) == ([5, 20, 40, 60, 80, 100], 0.135, "query")
         assert report.published_row("WSCH", "gtsrb", 64) == ({}, None)
-
-
-def test_contrastive_batch_of_one_video_is_finite():
-    # The last, partial batch may hold one video: no negatives, Ng = 0, loss 0.
-    h = torch.nn.functional.normalize(torch.randn(1, 8), dim=-1)
-    assert contrastive_loss(h, h, 0.5, 0.1) == 0

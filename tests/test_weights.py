@@ -9,6 +9,7 @@ import pytest
 import torch
 from synthetic import GOLDEN, json_lines, write_features
 
+import conmh.model
 import model
 from formats.files import BadInput
 from formats.weights import digest, read_checkpoint, save_checkpoint
@@ -76,7 +77,8 @@ class TestWhoseWeights:
             ("train", "pretrain", "pretrain"),
             ("test", "train or pretrain", "pipeline"),
             ("bth.test", "bth.train or bth.pretrain", "bth.pipeline"),
-            ("tools.encode", "train or pretrain or bth.train or bth.pretrain", "pipeline"),
+            ("tools.encode", "train or pretrain or bth.train or bth.pretrain or conmh.train", "pipeline"),
+            ("conmh.test", "conmh.train", "conmh.pipeline"),
         ],
     )
     def test_where_there_is_none_the_command_that_makes_one_is_told(self, start, stage, of, maker):
@@ -85,7 +87,7 @@ class TestWhoseWeights:
         assert start("--stage", stage)[::2] == (2, none + make)
 
     def test_a_folder_of_published_files(self, start, dataset, tmp_path):
-        del dataset.content["run"]
+        dataset.drop_blocks("run")
         for name in ("test", "query"):
             features = np.random.default_rng(0).standard_normal((len(dataset.features[name]), 10, 40))
             write_features(dataset.folder / f"{name}.h5", features.astype(np.float32))
@@ -149,14 +151,20 @@ class TestDamage:
 
 
 class TestPublishedForms:
-    @pytest.mark.parametrize("wrapper", ["berthash", "state_dict", "model_state_dict", None])
+    @pytest.mark.parametrize("wrapper", ["own", "state_dict", "model_state_dict", None])
     @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "_orig_mod.module."])
-    def test_read_alike(self, wrapper, prefix, tmp_path):
-        state = torch.load(GOLDEN / "wsch_mini.pth", weights_only=True)["berthash"]
+    @pytest.mark.parametrize(
+        ("network", "name", "own"),
+        [(model, "wsch_mini", "berthash"), (conmh.model, "conmh_tiny", "model_state_dict")],
+        ids=["WSCH", "ConMH"],
+    )
+    def test_read_alike(self, network, name, own, wrapper, prefix, tmp_path):
+        state = torch.load(GOLDEN / f"{name}.pth", weights_only=True)[own]
         content = {prefix + key: value for key, value in state.items()}
+        wrapper = own if wrapper == "own" else wrapper
         torch.save({wrapper: content} if wrapper else content, tmp_path / "x.pth")
-        found = model.load_published(tmp_path / "x.pth").state_dict()
-        expected = model.load_published(GOLDEN / "wsch_mini.pth").state_dict()
+        found = network.load_published(tmp_path / "x.pth").state_dict()
+        expected = network.load_published(GOLDEN / f"{name}.pth").state_dict()
         assert all(torch.equal(value, found[key]) for key, value in expected.items())
 
     def test_errors_name_five_weights_and_count_the_rest(self):
