@@ -12,7 +12,7 @@ from unittest.mock import patch
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.step import BATCH, N_FRAMES, PUBLISHED, both
+from bench.passes import BATCH, N_FRAMES, PUBLISHED, both
 from formats import processor
 
 SETS = {"FCVID": 45_585, "YFCC": 409_788, "100 million": 100_000_000}  # training videos
