@@ -1,8 +1,8 @@
 """Training passes at the published sizes, each in two formulations: the package's, and the direct one.
 
-The direct formulation stands in ``bench/direct.py`` and ``bench/direct_bth.py``; both start from the same
-weights and see the same batch and masks. A step is forward, losses, backward and Adam: fused here, PyTorch's
-default there.
+The direct formulation stands in ``bench/direct.py`` (WSCH), ``bench/direct_bth.py`` and
+``bench/direct_conmh.py``; both start from the same weights and see the same batch and masks. A step is
+forward, losses, backward and Adam: fused here, PyTorch's default there.
 """
 
 from dataclasses import dataclass
@@ -13,19 +13,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import model
-from bench import direct, direct_bth
+from bench import direct, direct_bth, direct_conmh
 from bth.model import BTH, cluster_loss, mask_loss, neighborhood_loss
 from bth.pairs import draw_disturbance
 from bth.settings import Own
+from conmh.model import ConMH, reconstruction_loss, video_embedding
+from conmh.settings import Own as OwnConMH
 from data import draw_views, generator
 from pretrain import Cfg
 
 PUBLISHED = (4096, 1024, 1024, 64, 800)  # D, H, H', bits, n_clusters
 BTH_PUBLISHED = (4096, 256, 64)  # D, H, bits
+CONMH_PUBLISHED = (4096, 256, 192, 64, 12, 6, 2, 3)  # D, H, H', bits; blocks and heads of encoder, decoder
 N_FRAMES, BATCH = 25, 128
 PASSES = {"pretrain": "p1", "cluster-guided": "p2", "contrastive": "p2"}
 BTH_PASSES = ("bth-mask", "bth-pairs")  # a batch is as many videos, as many pairs
-CFG, OWN = Cfg(), Own()
+CONMH_PASS = "conmh-views"
+CFG, OWN, CONMH = Cfg(), Own(), OwnConMH()
 
 
 @dataclass
@@ -155,6 +159,51 @@ def bth_ours_and_direct(
     )
 
 
+class OursConMH(Ours):
+    """ConMH's pass on one batch."""
+
+    def loss(self) -> Tensor:
+        """The loss of the pass, as the stage has it."""
+        return self.with_contrast(*self.net.masked(self.frames, self.mask))
+
+    def loss_of_hidden_frames(self) -> Tensor:
+        """The same by ``forward`` and ``reconstruction_loss``."""
+        out = self.net(self.frames, self.mask)
+        loss = reconstruction_loss(out.reconstruction, self.frames, self.mask)
+        return self.with_contrast(loss, video_embedding(out.codes))
+
+    def with_contrast(self, loss: Tensor, embedding: Tensor) -> Tensor:
+        """The weighted sum of the losses of conmh.train."""
+        views = embedding.chunk(2)
+        return loss + CONMH.a * model.contrastive_loss(*views, CONMH.temperature, CONMH.tau_plus)
+
+
+class DirectConMH(Ours):
+    """The same pass in the direct formulation."""
+
+    def loss(self) -> Tensor:
+        """The loss of the pass as published, a forward for each view."""
+        return direct_conmh.views_loss(self.net, self.frames, self.mask)
+
+
+def conmh_ours_and_direct(
+    name: str = CONMH_PASS,
+    sizes: tuple[int, ...] = CONMH_PUBLISHED,
+    n_videos: int = BATCH,
+    n_frames: int = N_FRAMES,
+) -> tuple[OursConMH, DirectConMH]:
+    """ConMH's pass in both formulations, with equal weights, on the same random batch."""
+    torch.manual_seed(0)
+    net, other = ConMH(*sizes), direct_conmh.DirectConMH(*sizes)
+    other.load_state_dict(net.state_dict())
+    frames = torch.randn(n_videos, n_frames, sizes[0])
+    mask = draw_views(generator(0, name), n_videos, n_frames, CONMH.p).masks.flatten(0, 1)
+    adam = torch.optim.Adam(net.parameters(), 1e-4, fused=True)
+    plain = torch.optim.Adam(other.parameters(), 1e-4)
+    return OursConMH(net, name, frames, mask, adam), DirectConMH(other, name, frames, mask, plain)
+
+
 def both(name: str, n_videos: int) -> tuple[Ours, Ours]:
-    """A pass of either system, here and direct, at the published sizes."""
-    return (bth_ours_and_direct if name in BTH_PASSES else ours_and_direct)(name, n_videos=n_videos)
+    """A pass of any system, here and direct, at the published sizes."""
+    of = {CONMH_PASS: conmh_ours_and_direct, **dict.fromkeys(BTH_PASSES, bth_ours_and_direct)}
+    return of.get(name, ours_and_direct)(name, n_videos=n_videos)

@@ -23,6 +23,7 @@ from bench.passes import (
     BATCH,
     BTH_PASSES,
     CFG,
+    CONMH_PASS,
     N_FRAMES,
     PASSES,
     Ours,
@@ -226,7 +227,8 @@ def main() -> None:
     )
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--passes", nargs="+", default=[*PASSES, *BTH_PASSES], choices=[*PASSES, *BTH_PASSES])
+    names = [*PASSES, *BTH_PASSES, CONMH_PASS]
+    parser.add_argument("--passes", nargs="+", default=names, choices=names)
     args = parser.parse_args()
     print(describe())
     hidden = ", ".join(f"{name} {n_hidden_frames(N_FRAMES, getattr(CFG, p))}" for name, p in PASSES.items())
