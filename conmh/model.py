@@ -221,13 +221,14 @@ class ConMH(nn.Module):
         codes = self.frame_codes(frames, places.visible)  # (2B, V, b)
         head = torch.cat([self.decoder.head.weight.T, self.decoder.head.bias[None]])  # W~', (H' + 1, D)
         with self.autocast(frames):
-            u = F.pad(full(self.decode(codes, places)), (0, 1), value=1.0)  # u~, (2B, M, H' + 1)
-            target = take_frames(full(product(frames, head)), places.hidden)  # W~'x, (2B, M, H' + 1)
+            u = F.pad(full(self.decode(codes, places)), (0, 1), value=1.0).flatten(0, 1)  # u~, (2B M, H' + 1)
+            target = take_frames(full(product(frames, head)), places.hidden).flatten(0, 1)  # W~'x, as u~
+        squares = torch.linalg.vector_norm(frames, dim=-1, keepdim=True).square()  # x^2, (B, L, 1)
+        squares = take_frames(squares, places.hidden).flatten()  # (2B M,)
         with torch.autocast(frames.device.type, enabled=False):
-            terms = u * torch.baddbmm(target, u, (head @ head.T).expand(len(u), -1, -1), beta=-2)
-            squares = take_frames(frames.square().sum(-1, keepdim=True), places.hidden)  # (2B, M, 1)
+            terms = u * torch.addmm(target, u, head @ head.T, beta=-2)
         # Added frame by frame: sums over the batch would cancel, and with them the digits of the loss.
-        total = (terms.sum(-1, keepdim=True) + squares).sum()
+        total = (terms.sum(-1) + squares).sum()
         loss = total / (len(frames) * places.hidden.shape[1] * frames.shape[2])
         return Masked(loss, video_embedding(codes))
 
