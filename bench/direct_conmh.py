@@ -16,6 +16,16 @@ from bench.direct import HashLayer, contrastive_loss
 from layers import position_encoding
 
 
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """``softmax(q k^T / sqrt(width)) v``, each (B, heads, tokens, width of a head)."""
+    return (query @ key.mT / math.sqrt(query.shape[-1])).softmax(-1) @ value
+
+
+def gelu(x: Tensor) -> Tensor:
+    """``x`` times the normal distribution function of it."""
+    return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
+
+
 class Attention(nn.Module):
     """Heads ``floor(width / n_heads)`` wide, softmax of scaled products; no bias on keys."""
 
@@ -33,8 +43,7 @@ class Attention(nn.Module):
             each.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
             for each in (query + self.query_bias, key, value + self.value_bias)
         )
-        weights = (query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])).softmax(-1)
-        return self.output((weights @ value).transpose(1, 2).flatten(-2))
+        return self.output(attend(query, key, value).transpose(1, 2).flatten(-2))
 
 
 class Block(nn.Module):
@@ -50,8 +59,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Transform ``x`` (B, tokens, width)."""
         x = x + self.attention(self.attention_norm(x))
-        inner = self.expand(self.expand_norm(x))
-        return x + self.contract(0.5 * inner * (1 + torch.erf(inner / math.sqrt(2))))
+        return x + self.contract(gelu(self.expand(self.expand_norm(x))))
 
 
 class Blocks(nn.Module):

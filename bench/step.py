@@ -17,23 +17,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import bth.model as bth_model
-from bench import direct_bth
+import conmh.model as conmh_model
+from bench import direct_bth, direct_conmh
 from bench.machine import describe, interleaved, measured
 from bench.passes import (
     BATCH,
     BTH_PASSES,
     CFG,
+    CONMH,
     CONMH_PASS,
     N_FRAMES,
     PASSES,
     Ours,
     both,
     bth_ours_and_direct,
+    conmh_ours_and_direct,
     ours_and_direct,
 )
 from bth.model import Attention, Norm
+from conmh.model import ConMH, Decoder
 from data import n_hidden_frames
 from formats import processor
+from layers import position_encoding, take_frames
 
 FCVID_VIDEOS = 45_585
 # What the profiler calls a matrix product.
@@ -136,6 +141,37 @@ def bth_choices(batch: int, rounds: int) -> None:
     choices(ours, parts, batch, rounds)
 
 
+def embed_all(net: ConMH, frames: Tensor, visible: Tensor) -> Tensor:
+    """ConMH's codes, every frame embedded once for both views."""
+    encoder = net.encoder
+    e = encoder.embed(frames) + position_encoding(frames.shape[1], encoder.embed.out_features)
+    e = take_frames(e, visible)  # (2B, V, H)
+    for block in encoder.blocks:
+        e = block(e)
+    return net.hash_layer(encoder.head(encoder.norm(e)))
+
+
+def decode_all(decoder: Decoder, tokens: Tensor, n_hidden: int) -> Tensor:
+    """ConMH's decoder, all its blocks for all tokens."""
+    for block in decoder.blocks:
+        tokens = block(tokens)
+    return decoder.norm(tokens[:, -n_hidden:])
+
+
+def conmh_choices(batch: int, rounds: int) -> None:
+    """Those of ConMH."""
+    ours, _ = conmh_ours_and_direct(n_videos=batch)
+    parts = {
+        "hidden frames reconstructed and compared": (ours, "loss", ours.loss_of_hidden_frames),
+        "every frame embedded, then the visible taken": (ConMH, "frame_codes", embed_all),
+        "the decoder's last block for all tokens": (Decoder, "forward", decode_all),
+        "attention written out": (conmh_model, "attend", direct_conmh.attend),
+        "gelu written out": (F, "gelu", direct_conmh.gelu),
+        "Adam's default": (ours, "optimizer", torch.optim.Adam(ours.net.parameters(), 1e-4)),
+    }
+    choices(ours, parts, batch, rounds)
+
+
 def product_share(ours: Ours) -> float:
     """The part of a step's operator time that matrix products take."""
     ours.step()
@@ -231,7 +267,8 @@ def main() -> None:
     parser.add_argument("--passes", nargs="+", default=names, choices=names)
     args = parser.parse_args()
     print(describe())
-    hidden = ", ".join(f"{name} {n_hidden_frames(N_FRAMES, getattr(CFG, p))}" for name, p in PASSES.items())
+    ratios = {name: getattr(CFG, p) for name, p in PASSES.items()} | {CONMH_PASS: CONMH.p}
+    hidden = ", ".join(f"{name} {n_hidden_frames(N_FRAMES, ratio)}" for name, ratio in ratios.items())
     print(f"\nBatch {args.batch}, L = {N_FRAMES}, frames hidden: {hidden}; medians of {args.rounds}\n")
     print("| pass | direct, s | here, s | times faster | other library: times here | bfloat16: times here | "
           "in matrix products | peak here, GB | direct, GB |")  # fmt: skip
@@ -241,6 +278,8 @@ def main() -> None:
     ceiling(args.rounds)
     if "bth-pairs" in args.passes:
         bth_choices(args.batch, args.rounds)
+    if CONMH_PASS in args.passes:
+        conmh_choices(args.batch, args.rounds)
     if set(PASSES) & set(args.passes):
         grow(args.batch)
     if torch.cuda.is_available():

@@ -51,9 +51,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, n_heads: int):
         super().__init__()
         self.n_heads = n_heads
-        inner = n_heads * (
-            width // n_heads
-        )  # Faithful: narrower than the network where heads do not divide it
+        inner = width // n_heads * n_heads  # Faithful: less than the width where heads do not divide it
         self.query_bias = nn.Parameter(torch.zeros(inner))
         self.value_bias = nn.Parameter(torch.zeros(inner))
         self.qkv = Linear(width, 3 * inner, bias=False)
@@ -61,13 +59,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, n_last: int) -> Tensor:
         """Let the last tokens of ``x`` (B, T, H) attend to all of them, (B, n_last, H)."""
-        bias = torch.cat([self.query_bias, torch.zeros_like(self.query_bias), self.value_bias])
         inner = len(self.query_bias)
-        if n_last == x.shape[1]:
-            query, key, value = product(x, self.qkv.weight, bias).chunk(3, dim=-1)
-        else:
-            query = product(x[:, -n_last:], self.qkv.weight[:inner], self.query_bias)
-            key, value = product(x, self.qkv.weight[inner:], bias[inner:]).chunk(2, dim=-1)
+        query = product(x[:, -n_last:], self.qkv.weight[:inner], self.query_bias)
+        bias = F.pad(self.value_bias, (inner, 0))  # none on keys
+        key, value = product(x, self.qkv.weight[inner:], bias).chunk(2, dim=-1)
         heads = (each.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for each in (query, key, value))
         return self.output(attend(*heads).transpose(1, 2).flatten(-2))
 
