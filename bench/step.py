@@ -35,7 +35,7 @@ from bench.passes import (
     ours_and_direct,
 )
 from bth.model import Attention, Norm
-from conmh.model import ConMH, Decoder
+from conmh.model import ConMH
 from data import n_hidden_frames
 from formats import processor
 from layers import position_encoding, take_frames
@@ -151,20 +151,12 @@ def embed_all(net: ConMH, frames: Tensor, visible: Tensor) -> Tensor:
     return net.hash_layer(encoder.head(encoder.norm(e)))
 
 
-def decode_all(decoder: Decoder, tokens: Tensor, n_hidden: int) -> Tensor:
-    """ConMH's decoder, all its blocks for all tokens."""
-    for block in decoder.blocks:
-        tokens = block(tokens)
-    return decoder.norm(tokens[:, -n_hidden:])
-
-
 def conmh_choices(batch: int, rounds: int) -> None:
     """Those of ConMH."""
     ours, _ = conmh_ours_and_direct(n_videos=batch)
     parts = {
         "hidden frames reconstructed and compared": (ours, "loss", ours.loss_of_hidden_frames),
         "every frame embedded, then the visible taken": (ConMH, "frame_codes", embed_all),
-        "the decoder's last block for all tokens": (Decoder, "forward", decode_all),
         "attention written out": (conmh_model, "attend", direct_conmh.attend),
         "gelu written out": (F, "gelu", direct_conmh.gelu),
         "Adam's default": (ours, "optimizer", torch.optim.Adam(ours.net.parameters(), 1e-4)),

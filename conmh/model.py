@@ -57,12 +57,10 @@ class Attention(nn.Module):
         self.qkv = Linear(width, 3 * inner, bias=False)
         self.output = Linear(inner, width)
 
-    def forward(self, x: Tensor, n_last: int) -> Tensor:
-        """Let the last tokens of ``x`` (B, T, H) attend to all of them, (B, n_last, H)."""
-        inner = len(self.query_bias)
-        query = product(x[:, -n_last:], self.qkv.weight[:inner], self.query_bias)
-        bias = F.pad(self.value_bias, (inner, 0))  # none on keys
-        key, value = product(x, self.qkv.weight[inner:], bias).chunk(2, dim=-1)
+    def forward(self, x: Tensor) -> Tensor:
+        """Let every token of ``x`` (B, T, H) attend to all of its sequence."""
+        bias = torch.cat([self.query_bias, torch.zeros_like(self.query_bias), self.value_bias])
+        query, key, value = product(x, self.qkv.weight, bias).chunk(3, dim=-1)
         heads = (each.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for each in (query, key, value))
         return self.output(attend(*heads).transpose(1, 2).flatten(-2))
 
@@ -78,10 +76,9 @@ class Block(nn.Module):
         self.expand = Linear(width, 4 * width)
         self.contract = Linear(4 * width, width)
 
-    def forward(self, x: Tensor, n_last: int | None = None) -> Tensor:
-        """Transform tokens (B, T, H); only the last ones, (B, n_last, H), if no more are wanted."""
-        n_last = n_last or x.shape[1]
-        x = x[:, -n_last:] + self.attention(self.attention_norm(x), n_last)
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform tokens (B, T, H)."""
+        x = x + self.attention(self.attention_norm(x))
         return x + self.contract(F.gelu(self.expand(self.expand_norm(x))))
 
 
@@ -114,9 +111,9 @@ class Decoder(nn.Module):
 
     def forward(self, tokens: Tensor, n_hidden: int) -> Tensor:
         """What the head makes hidden frames of: (B, L, H') -> (B, M, H')."""
-        for block in self.blocks[:-1]:
+        for block in self.blocks:
             tokens = block(tokens)
-        return self.norm(self.blocks[-1](tokens, n_hidden))
+        return self.norm(tokens[:, -n_hidden:])
 
 
 class ConMH(nn.Module):
