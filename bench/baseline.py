@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from bench.machine import describe, measured
-from bench.step import N_FRAMES, PUBLISHED
+from bench.passes import N_FRAMES, PUBLISHED
 from bench.store import make
 from engine.demo import save_labels
 from engine.launch import launch

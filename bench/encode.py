@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bench.direct import Direct
 from bench.machine import describe, interleaved, measured
-from bench.step import BATCH, N_FRAMES, PUBLISHED
+from bench.passes import BATCH, N_FRAMES, PUBLISHED
 from bench.store import make
 from data import FeatureStore
 from engine.feed import encode

@@ -12,12 +12,12 @@ from unittest.mock import patch
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.step import BATCH, N_FRAMES, PUBLISHED, both
+from bench.passes import BATCH, N_FRAMES, PUBLISHED, both
 from formats import processor
 
 SETS = {"FCVID": 45_585, "YFCC": 409_788, "100 million": 100_000_000}  # training videos
 WIDTH, BITS, CENTERS = PUBLISHED[0], PUBLISHED[3], PUBLISHED[4]
-PASSES = ("pretrain", "cluster-guided", "contrastive", "bth-mask", "bth-pairs")
+PASSES = ("pretrain", "cluster-guided", "contrastive", "bth-mask", "bth-pairs", "conmh-views")
 COUNTED = 8  # videos of the counted step
 OPERATIONS = 100e12  # a second of a GPU, in training: a tenth of what an H100 does at most in bfloat16
 NETWORK, DISK = 25e9, 5e9  # bytes a second between ranks, and from the disks of a machine

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from bench.machine import describe, peak
-from bench.step import BATCH, N_FRAMES, PUBLISHED
+from bench.passes import BATCH, N_FRAMES, PUBLISHED
 from bench.store import make
 from engine import ranks
 from engine.launch import launch

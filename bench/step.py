@@ -3,176 +3,48 @@
     OMP_WAIT_POLICY=passive python -m bench.step
     python -m bench.step --rounds 9 --batch 64 --passes bth-mask bth-pairs
 
-The direct formulation stands in ``bench/direct.py`` and ``bench/direct_bth.py``; both start from the same
-weights, see the same batch and masks, and their losses must agree to 1e-5 before anything is timed. A step is
-forward, losses, backward and Adam: fused here, PyTorch's default there. On a CUDA device an epoch of FCVID's
-size is timed too.
+The passes stand in ``bench/passes.py``, here and in the direct formulation. Their losses must agree to 1e-5
+before anything is timed. On a CUDA device an epoch of FCVID's size is timed too.
 """
 
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from unittest.mock import patch
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 import bth.model as bth_model
-import model
-from bench import direct, direct_bth
+import conmh.model as conmh_model
+from bench import direct_bth, direct_conmh
 from bench.machine import describe, interleaved, measured
-from bth.model import BTH, Attention, Norm, cluster_loss, mask_loss, neighborhood_loss
-from bth.pairs import draw_disturbance
-from bth.settings import Own
-from data import draw_views, generator, n_hidden_frames
+from bench.passes import (
+    BATCH,
+    BTH_PASSES,
+    CFG,
+    CONMH,
+    CONMH_PASS,
+    N_FRAMES,
+    PASSES,
+    Ours,
+    both,
+    bth_ours_and_direct,
+    conmh_ours_and_direct,
+    ours_and_direct,
+)
+from bth.model import Attention, Norm
+from conmh.model import ConMH
+from data import n_hidden_frames
 from formats import processor
-from pretrain import Cfg
+from layers import position_encoding, take_frames
 
-PUBLISHED = (4096, 1024, 1024, 64, 800)  # D, H, H', bits, n_clusters
-BTH_PUBLISHED = (4096, 256, 64)  # D, H, bits
-FCVID_VIDEOS, N_FRAMES, BATCH = 45_585, 25, 128
-PASSES = {"pretrain": "p1", "cluster-guided": "p2", "contrastive": "p2"}
-BTH_PASSES = ("bth-mask", "bth-pairs")  # a batch is as many videos, as many pairs
-CFG, OWN = Cfg(), Own()
+FCVID_VIDEOS = 45_585
 # What the profiler calls a matrix product.
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "mkldnn_linear", "mkldnn_linear_backward_weights",
             "mkldnn_linear_backward_input", "_scaled_dot_product_flash_attention_for_cpu",
             "_scaled_dot_product_flash_attention_for_cpu_backward")  # fmt: skip
-
-
-@dataclass
-class Ours:
-    """A pass of the package on one batch."""
-
-    net: nn.Module
-    name: str
-    frames: Tensor
-    mask: Tensor
-    optimizer: torch.optim.Optimizer | None = None
-
-    def loss(self) -> Tensor:
-        """The loss of the pass, as the stages have it."""
-        out = self.net(self.frames, self.mask)
-        loss = model.reconstruction_loss(out.reconstruction, self.frames, self.mask)
-        views = out.embedding.chunk(2)
-        if self.name == "cluster-guided":
-            pull = sum(model.cluster_loss(view, self.net.centers, CFG.clus_temperature) for view in views)
-            loss = loss + CFG.a * pull
-        if self.name == "contrastive":
-            loss = loss + CFG.b * model.contrastive_loss(*views, CFG.temperature, CFG.tau_plus)
-        return loss
-
-    def step(self) -> None:
-        """One step of Adam."""
-        self.optimizer.zero_grad()
-        self.loss().backward()
-        self.optimizer.step()
-
-
-class Direct(Ours):
-    """The same pass in the direct formulation."""
-
-    def loss(self) -> Tensor:
-        """The loss of the pass as the equations are written, a forward for each view."""
-        masks = self.mask.chunk(2)
-        outs = [self.net(self.frames, mask) for mask in masks]
-        loss = sum(
-            direct.reconstruction_loss(reconstruction, self.frames, mask)
-            for (reconstruction, _), mask in zip(outs, masks, strict=True)
-        )
-        views = [embedding for _, embedding in outs]
-        if self.name == "cluster-guided":
-            pull = sum(direct.cluster_loss(view, self.net.centers, CFG.clus_temperature) for view in views)
-            loss = loss + CFG.a * pull
-        if self.name == "contrastive":
-            loss = loss + CFG.b * direct.contrastive_loss(*views, CFG.temperature, CFG.tau_plus)
-        return loss
-
-
-def ours_and_direct(
-    name: str, sizes: tuple[int, ...] = PUBLISHED, n_videos: int = BATCH, n_frames: int = N_FRAMES
-) -> tuple[Ours, Direct]:
-    """A pass in both formulations, with equal weights, on the same random batch."""
-    torch.manual_seed(0)
-    net, other = model.WSCH(*sizes), direct.Direct(*sizes)
-    net.centers.copy_(torch.randn_like(net.centers).sign())
-    other.load_state_dict(net.state_dict())
-    frames = torch.randn(n_videos, n_frames, sizes[0])
-    ratio = getattr(CFG, PASSES[name])
-    mask = draw_views(generator(0, name), n_videos, n_frames, ratio).masks.flatten(0, 1)
-    adam = torch.optim.Adam(net.parameters(), 1e-4, fused=True)
-    plain = torch.optim.Adam(other.parameters(), 1e-4)
-    return Ours(net, name, frames, mask, adam), Direct(other, name, frames, mask, plain)
-
-
-@dataclass
-class OursBTH(Ours):
-    """A pass of BTH on one batch; its ``mask`` is the plan of the disturbance."""
-
-    replacement: Tensor | None = None  # (R, D)
-    target: Tensor | None = None  # (B,)
-    nearest: Tensor | None = None  # (2, B, H)
-
-    def loss(self) -> Tensor:
-        """The loss of the pass, as the stages have it."""
-        places = np.concatenate([np.flatnonzero(self.mask.zero), np.flatnonzero(self.mask.replace)])
-        frames = self.frames.flatten(0, -3)
-        out = self.net.masked(frames, torch.from_numpy(places), self.replacement)
-        return self.with_pairs(out.loss, out.codes, out.hidden)
-
-    def loss_of_restored_frames(self) -> Tensor:
-        """The same by ``forward`` and ``mask_loss``, on a disturbed copy of the batch."""
-        disturbed = direct_bth.disturb(self.frames, self.mask, self.replacement)
-        out = self.net(disturbed.flatten(0, -3))
-        loss = mask_loss(out.reconstruction, self.frames.flatten(0, -3))
-        return self.with_pairs(loss, out.codes, out.hidden)
-
-    def with_pairs(self, loss: Tensor, codes: Tensor, hidden: Tensor) -> Tensor:
-        """The weighted sum of the losses of bth.train."""
-        if self.name == "bth-mask":
-            return loss
-        pull = sum(cluster_loss(*each) for each in zip(hidden.chunk(2), self.nearest, strict=True))
-        near = neighborhood_loss(*codes.chunk(2), self.target)
-        return OWN.mask_weight * loss + OWN.neighborhood_weight * near + OWN.cluster_weight * pull
-
-
-class DirectBTH(OursBTH):
-    """The same pass in the direct formulation."""
-
-    def loss(self) -> Tensor:
-        """The loss of the pass as published, a forward for each video of a pair."""
-        disturbed = direct_bth.disturb(self.frames, self.mask, self.replacement)
-        if self.name == "bth-mask":
-            return F.mse_loss(self.net(disturbed)[1], self.frames)
-        return direct_bth.pair_loss(self.net, self.frames, disturbed, self.target, self.nearest)
-
-
-def bth_ours_and_direct(
-    name: str, sizes: tuple[int, ...] = BTH_PUBLISHED, n_videos: int = BATCH, n_frames: int = N_FRAMES
-) -> tuple[OursBTH, DirectBTH]:
-    """A pass of BTH in both formulations, with equal weights, on the same random batch."""
-    torch.manual_seed(0)
-    net, other = BTH(*sizes), direct_bth.DirectBTH(*sizes)
-    other.load_state_dict(net.state_dict())
-    shape = (n_videos, n_frames) if name == "bth-mask" else (2, n_videos, n_frames)
-    frames = torch.randn(*shape, sizes[0])
-    plan = draw_disturbance(shape, n_videos, generator(0, name))
-    others = torch.randn(int(plan.replace.sum()), sizes[0])
-    target, nearest = torch.randn(n_videos).sign(), torch.randn(2, n_videos, sizes[1])
-    adam = torch.optim.Adam(net.parameters(), 3e-4, fused=True)
-    plain = torch.optim.Adam(other.parameters(), 3e-4)
-    return (
-        OursBTH(net, name, frames, plan, adam, others, target, nearest),
-        DirectBTH(other, name, frames, plan, plain, others, target, nearest),
-    )
-
-
-def both(name: str, n_videos: int) -> tuple[Ours, Ours]:
-    """A pass of either system, here and direct, at the published sizes."""
-    return (bth_ours_and_direct if name in BTH_PASSES else ours_and_direct)(name, n_videos=n_videos)
 
 
 def check(ours: Ours, other: Ours) -> None:
@@ -234,35 +106,62 @@ def scaled_dot_product(attention: Attention, x: Tensor, dropout: float) -> Tenso
     return attention.output(F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)[:, 0])
 
 
+def choices(ours: Ours, parts: dict[str, tuple[object, str, Callable]], batch: int, rounds: int) -> None:
+    """What each part of a step costs if done the other way, all others as they are.
+
+    Args:
+        ours: the pass.
+        parts: by what is done: of which object, which attribute, and what to put in its place.
+        batch: videos of the pass, or pairs.
+        rounds: how often each way is timed.
+    """
+
+    def other(part: tuple[object, str, Callable]) -> None:
+        with patch.object(*part):
+            ours.step()
+
+    ways = {way: lambda part=part: other(part) for way, part in parts.items()}
+    ways["products by the other library"] = lambda: other_library(ours.step)
+    seconds = interleaved({"here": ours.step, **ways}, rounds)
+    print(f"\n{ours.name}, batch {batch}: one part done the other way\n")
+    print("| part | times the step |\n| --- | --- |")
+    for way, value in seconds.items():
+        print(f"| {way} | {value / seconds['here']:.2f} |", flush=True)
+
+
 def bth_choices(batch: int, rounds: int) -> None:
-    """What each part of BTH's step costs if done the other way, all others as they are."""
+    """Those of BTH."""
     ours, _ = bth_ours_and_direct("bth-pairs", n_videos=batch)
+    parts = {
+        "frames restored and compared, batch copied": (ours, "loss", ours.loss_of_restored_frames),
+        "F.dropout": (bth_model, "drop", F.dropout),
+        "norm by std": (Norm, "forward", direct_bth.Norm.forward),
+        "attention by scaled_dot_product_attention": (Attention, "forward", scaled_dot_product),
+    }
+    choices(ours, parts, batch, rounds)
 
-    def with_patch(target: object, name: str, other: Callable) -> Callable[[], None]:
-        def step() -> None:
-            with patch.object(target, name, other):
-                ours.step()
 
-        return step
+def embed_all(net: ConMH, frames: Tensor, visible: Tensor) -> Tensor:
+    """ConMH's codes, every frame embedded once for both views."""
+    encoder = net.encoder
+    e = encoder.embed(frames) + position_encoding(frames.shape[1], encoder.embed.out_features)
+    e = take_frames(e, visible)  # (2B, V, H)
+    for block in encoder.blocks:
+        e = block(e)
+    return net.hash_layer(encoder.head(encoder.norm(e)))
 
-    seconds = interleaved(
-        {
-            "here": ours.step,
-            "frames restored and compared, batch copied": with_patch(
-                ours, "loss", ours.loss_of_restored_frames
-            ),
-            "F.dropout": with_patch(bth_model, "drop", F.dropout),
-            "norm by std": with_patch(Norm, "forward", direct_bth.Norm.forward),
-            "attention by scaled_dot_product_attention": with_patch(Attention, "forward", scaled_dot_product),
-            "products by the other library": lambda: other_library(ours.step),
-        },
-        rounds,
-    )
-    print(
-        f"\nbth-pairs, batch {batch}: one part done the other way\n\n| part | times the step |\n| --- | --- |"
-    )
-    for name, value in seconds.items():
-        print(f"| {name} | {value / seconds['here']:.2f} |")
+
+def conmh_choices(batch: int, rounds: int) -> None:
+    """Those of ConMH."""
+    ours, _ = conmh_ours_and_direct(n_videos=batch)
+    parts = {
+        "hidden frames reconstructed and compared": (ours, "loss", ours.loss_of_hidden_frames),
+        "every frame embedded, then the visible taken": (ConMH, "frame_codes", embed_all),
+        "attention written out": (conmh_model, "attend", direct_conmh.attend),
+        "gelu written out": (F, "gelu", direct_conmh.gelu),
+        "Adam's default": (ours, "optimizer", torch.optim.Adam(ours.net.parameters(), 1e-4)),
+    }
+    choices(ours, parts, batch, rounds)
 
 
 def product_share(ours: Ours) -> float:
@@ -356,10 +255,12 @@ def main() -> None:
     )
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--passes", nargs="+", default=[*PASSES, *BTH_PASSES], choices=[*PASSES, *BTH_PASSES])
+    names = [*PASSES, *BTH_PASSES, CONMH_PASS]
+    parser.add_argument("--passes", nargs="+", default=names, choices=names)
     args = parser.parse_args()
     print(describe())
-    hidden = ", ".join(f"{name} {n_hidden_frames(N_FRAMES, getattr(CFG, p))}" for name, p in PASSES.items())
+    ratios = {name: getattr(CFG, p) for name, p in PASSES.items()} | {CONMH_PASS: CONMH.p}
+    hidden = ", ".join(f"{name} {n_hidden_frames(N_FRAMES, ratio)}" for name, ratio in ratios.items())
     print(f"\nBatch {args.batch}, L = {N_FRAMES}, frames hidden: {hidden}; medians of {args.rounds}\n")
     print("| pass | direct, s | here, s | times faster | other library: times here | bfloat16: times here | "
           "in matrix products | peak here, GB | direct, GB |")  # fmt: skip
@@ -369,6 +270,8 @@ def main() -> None:
     ceiling(args.rounds)
     if "bth-pairs" in args.passes:
         bth_choices(args.batch, args.rounds)
+    if CONMH_PASS in args.passes:
+        conmh_choices(args.batch, args.rounds)
     if set(PASSES) & set(args.passes):
         grow(args.batch)
     if torch.cuda.is_available():

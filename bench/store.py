@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from bench.machine import describe, measured
-from bench.step import BATCH, CFG, N_FRAMES, PUBLISHED, Ours
+from bench.passes import BATCH, CFG, N_FRAMES, PUBLISHED, Ours
 from data import FeatureStore, generator
 from engine.feed import read_ahead, to_device
 from model import WSCH

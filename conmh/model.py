@@ -51,23 +51,16 @@ class Attention(nn.Module):
     def __init__(self, width: int, n_heads: int):
         super().__init__()
         self.n_heads = n_heads
-        inner = n_heads * (
-            width // n_heads
-        )  # Faithful: narrower than the network where heads do not divide it
+        inner = width // n_heads * n_heads  # Faithful: less than the width where heads do not divide it
         self.query_bias = nn.Parameter(torch.zeros(inner))
         self.value_bias = nn.Parameter(torch.zeros(inner))
         self.qkv = Linear(width, 3 * inner, bias=False)
         self.output = Linear(inner, width)
 
-    def forward(self, x: Tensor, n_last: int) -> Tensor:
-        """Let the last tokens of ``x`` (B, T, H) attend to all of them, (B, n_last, H)."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Let every token of ``x`` (B, T, H) attend to all of its sequence."""
         bias = torch.cat([self.query_bias, torch.zeros_like(self.query_bias), self.value_bias])
-        inner = len(self.query_bias)
-        if n_last == x.shape[1]:
-            query, key, value = product(x, self.qkv.weight, bias).chunk(3, dim=-1)
-        else:
-            query = product(x[:, -n_last:], self.qkv.weight[:inner], self.query_bias)
-            key, value = product(x, self.qkv.weight[inner:], bias[inner:]).chunk(2, dim=-1)
+        query, key, value = product(x, self.qkv.weight, bias).chunk(3, dim=-1)
         heads = (each.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for each in (query, key, value))
         return self.output(attend(*heads).transpose(1, 2).flatten(-2))
 
@@ -83,10 +76,9 @@ class Block(nn.Module):
         self.expand = Linear(width, 4 * width)
         self.contract = Linear(4 * width, width)
 
-    def forward(self, x: Tensor, n_last: int | None = None) -> Tensor:
-        """Transform tokens (B, T, H); only the last ones, (B, n_last, H), if no more are wanted."""
-        n_last = n_last or x.shape[1]
-        x = x[:, -n_last:] + self.attention(self.attention_norm(x), n_last)
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform tokens (B, T, H)."""
+        x = x + self.attention(self.attention_norm(x))
         return x + self.contract(F.gelu(self.expand(self.expand_norm(x))))
 
 
@@ -119,9 +111,9 @@ class Decoder(nn.Module):
 
     def forward(self, tokens: Tensor, n_hidden: int) -> Tensor:
         """What the head makes hidden frames of: (B, L, H') -> (B, M, H')."""
-        for block in self.blocks[:-1]:
+        for block in self.blocks:
             tokens = block(tokens)
-        return self.norm(self.blocks[-1](tokens, n_hidden))
+        return self.norm(tokens[:, -n_hidden:])
 
 
 class ConMH(nn.Module):
@@ -221,13 +213,14 @@ class ConMH(nn.Module):
         codes = self.frame_codes(frames, places.visible)  # (2B, V, b)
         head = torch.cat([self.decoder.head.weight.T, self.decoder.head.bias[None]])  # W~', (H' + 1, D)
         with self.autocast(frames):
-            u = F.pad(full(self.decode(codes, places)), (0, 1), value=1.0)  # u~, (2B, M, H' + 1)
-            target = take_frames(full(product(frames, head)), places.hidden)  # W~'x, (2B, M, H' + 1)
+            u = F.pad(full(self.decode(codes, places)), (0, 1), value=1.0).flatten(0, 1)  # u~, (2B M, H' + 1)
+            target = take_frames(full(product(frames, head)), places.hidden).flatten(0, 1)  # W~'x, as u~
+        squares = torch.linalg.vector_norm(frames, dim=-1, keepdim=True).square()  # x^2, (B, L, 1)
+        squares = take_frames(squares, places.hidden).flatten()  # (2B M,)
         with torch.autocast(frames.device.type, enabled=False):
-            terms = u * torch.baddbmm(target, u, (head @ head.T).expand(len(u), -1, -1), beta=-2)
-            squares = take_frames(frames.square().sum(-1, keepdim=True), places.hidden)  # (2B, M, 1)
+            terms = u * torch.addmm(target, u, head @ head.T, beta=-2)
         # Added frame by frame: sums over the batch would cancel, and with them the digits of the loss.
-        total = (terms.sum(-1, keepdim=True) + squares).sum()
+        total = (terms.sum(-1) + squares).sum()
         loss = total / (len(frames) * places.hidden.shape[1] * frames.shape[2])
         return Masked(loss, video_embedding(codes))
 
