@@ -345,6 +345,10 @@ class TestRefusals:
         write_pipeline(1, 1, 0.2)
         err = self.refused(compare, "log/1.jsonl", "log/2.jsonl")
         assert "error: log/1.jsonl, log/2.jsonl: no result of a test" in err
+        assert err.endswith(": log/1.jsonl is of pretrain, log/2.jsonl is of train; "
+                            "the newest one there with a result is log/3.jsonl\n")  # fmt: skip
+        Path("log/3.jsonl").unlink()
+        assert "; stages test, bth.test and" in self.refused(compare, "log")
         assert "nowhere: no such log" in self.refused(compare, "nowhere")
 
     def test_a_metric_that_no_run_has(self, compare):

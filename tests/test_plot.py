@@ -405,7 +405,7 @@ class TestLogsOfAllKinds:
         assert status == 0
         assert err.splitlines() == [
             f"left out: {[str(paths[1])]}: real values, no codes (--method lsh, pca or itq)",
-            f"left out: {[str(paths[2])]}: no result: not of a test, or that has not ended",
+            f"left out: {[str(paths[2])]}: no result, as of trainings, extractions and what has not ended",
         ]
 
     def test_bits_that_were_asked_for(self, write_log, capsys, tmp_path):

@@ -28,7 +28,7 @@ from functools import partial
 from engine.launch import Parser, exit_status
 from formats.files import BadInput, expand, write_whole
 from formats.tables import latex, markdown
-from tools.logs import read_logs
+from tools.logs import no_result, read_logs
 from tools.trials import Group, Kind, Metric, grouped, metrics_among, newest, spread, trials_of
 
 # A metric's title in a table, over each of its cuts or radii.
@@ -71,10 +71,10 @@ def compare(options: argparse.Namespace) -> None:
     Raises:
         BadInput: a log cannot be used, none has a result, or no run has a metric that was asked for.
     """
-    tested = [log for log in read_logs(options.logs) if log.result]
+    logs = read_logs(options.logs)
+    tested = [log for log in logs if log.result]
     if not tested:
-        stages = "stages test, bth.test, tools.baseline"
-        raise BadInput(f"{', '.join(options.logs)}: no result of a test ({stages})")
+        raise BadInput(f"{', '.join(options.logs)}: {no_result(logs)}")
     groups = [newest(group) for group in grouped(trials_of(tested))]
     there = {name for group in groups for trial in group.trials for name, _ in trial.metrics}
     if lacking := [name for name in options.metrics or () if name not in there]:
