@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from synthetic import ROOT, need, write_codes
 
-from tools.figures import FIGURES
+from tools.figures import FIGURES, draw_cuts
 from tools.logs import read_log
 from tools.plot import EVENTS, main
 from tools.series import correlation, principal_components
@@ -337,6 +337,21 @@ class TestPictures:
         assert pictures[0].startswith(MAGIC[kind])
         assert len(pictures[0]) > 5000
 
+    def test_one_point_is_seen_and_the_ceiling_too(self):
+        """A marker and a bar of the deviation; a series says how many runs it has from panel to panel."""
+        need("matplotlib.figure")
+        rows = [{"dataset": dataset, "series": "a", "quantity": quantity, "K": 5, "runs": runs,
+                 "value": value, "value_sd": sd}
+                for dataset, runs, sd in (("x", 3, 0.1), ("y", 1, None))
+                for quantity, value in (("mAP", 0.2), ("ceiling", 0.9), ("chance", 0.01))]  # fmt: skip
+        figure = draw_cuts(rows)
+        for ax in figure.axes:
+            assert ax.get_ylim()[1] > 0.9
+            assert {line.get_marker() for line in ax.lines} - {"|"} >= {"o", "_"}
+        bars = [len(ax.collections) for ax in figure.axes]
+        assert bars[0] > bars[1] == 0
+        assert "a (1 to 3 runs)" in [text.get_text() for text in figure.legends[0].get_texts()]
+
     def test_csv_needs_no_matplotlib(self, write_log, capsys, tmp_path, monkeypatch):
         lack(monkeypatch, "matplotlib")
         path = write_log(1, result(1 / 3))
@@ -404,8 +419,8 @@ class TestLogsOfAllKinds:
         status, _, err = plot(capsys, *paths, "--figure", "distances", "--data", tmp_path / "x.csv")
         assert status == 0
         assert err.splitlines() == [
-            f"left out: {[str(paths[1])]}: real values, no codes (--method lsh, pca or itq)",
-            f"left out: {[str(paths[2])]}: no result, as of trainings, extractions and what has not ended",
+            "of 3 logs, 1 are shown; left out 1: real values, no codes (--method lsh, pca or itq); "
+            "1: no result, as of trainings, extractions and what has not ended",
         ]
 
     def test_bits_that_were_asked_for(self, write_log, capsys, tmp_path):
