@@ -120,7 +120,7 @@ def means(rows: Sequence[Row]) -> str:
     """The sentence of a caption that says what curves and bands are."""
     if max(column(rows, "runs")) == 1:
         return "Each curve is one run."
-    return "Curves are means over runs with other seeds, bands one standard deviation (n - 1) to either side."
+    return "Curves are means over runs with other seeds, bands (at one K, bars) a standard deviation (n - 1)."
 
 
 # -------------------------------------------------------------------------------------------------- panels
