@@ -5,7 +5,8 @@ codes that were judged (``formats/codefile.py``; one file if the database querie
 """
 
 import json
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -158,6 +159,8 @@ def report(
         run.say(f"{distinct} distinct codes among the {len(splits.database)} of the database")
     if zeros:
         run.say(f"{zeros} code entries are 0 (frames in a tie); each counts half a bit")
+    if codes:
+        run.say(what_next([str(run.jsonl)], list(facts["codes"].values())))
     run.end()
     return judged.map
 
@@ -165,6 +168,17 @@ def report(
 def result_path(run: Run, ending: str) -> Path:
     """A file of a run in ``result_dir``."""
     return expand(run.settings.result_dir) / f"{run.number}{ending}"
+
+
+def what_next(shown: Sequence[str], codes: Sequence[str]) -> str:
+    """The commands that show what codes find: a page, and a list.
+
+    Args:
+        shown: what the page is of: the log of a test, or the codes.
+        codes: the files of database and queries.
+    """
+    return (f"next: python -m tools.gallery {shlex.join(shown)} --out gallery.html\n"
+            f"      python -m tools.search {shlex.join(codes)} --out near.csv")  # fmt: skip
 
 
 def write_codes(run: Run, splits: Splits, codes: Codes, whose: Mapping[str, str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from synthetic import N_DATABASE, json_lines, killed
 import engine.evaluation
 import engine.loop
 import engine.report
+import tools.gallery
+import tools.search
 from engine.runs import Run
 from formats.codefile import read_code_file
 from formats.weights import read_checkpoint
@@ -90,6 +93,27 @@ class TestResult:
             assert judged.fingerprint == encoded.fingerprint
             assert np.array_equal(judged.known, encoded.known)
             assert np.array_equal(judged.labels, encoded.labels)
+
+    def test_what_comes_next_are_commands_that_run(self, start, pretrained):
+        folder = ("--result_dir", "my result", "--result_code_dir", "my code")
+        for number, options, gallery in (
+            (2, ("test", *folder[:2]), ["log/2.jsonl"]),
+            (3, ("test", *folder[:2], "--protocol", "database"), ["log/3.jsonl"]),
+            (4, ("tools.encode", *folder[2:]), ["my code/4_16_test.h5", "my code/4_16_query.h5"]),
+            (5, ("tools.encode", *folder[2:], "--features", "../dataset/query.h5", "--weight_path", "weight"),
+             ["my code/5_16.h5"] * 2),
+        ):  # fmt: skip
+            status, out, err = start("--stage", *options)
+            assert (status, err) == (0, "")
+            first, second = (shlex.split(line) for line in out.splitlines()[-2:])
+            assert first == ["next:", "python", "-m", "tools.gallery", *gallery, "--out", "gallery.html"]
+            codes = gallery if len(gallery) == 2 else [*result_of(number)["codes"].values()]
+            assert second == ["python", "-m", "tools.search", *codes, "--out", "near.csv"]
+            assert (tools.gallery.main(first[4:]), tools.search.main(second[3:])) == (0, 0)
+            assert Path(f"log/{number}.txt").read_text().endswith("".join(out.splitlines(True)[-2:]))
+
+    def test_where_there_are_no_codes_nothing_comes_next(self, start):
+        assert "next:" not in start("--stage", "tools.baseline", "--method", "mean")[1]
 
     def test_a_pipeline_leaves_those_of_the_trained_network(self, start):
         assert start("--seed", 9)[0] == 0
