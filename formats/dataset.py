@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from formats.files import BadInput, expand, read_json, unknown_keys
+from formats.files import BadInput, did_you_mean, expand, read_json, unknown_keys
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,20 @@ LABEL_VARIABLES = {("activitynet", "test"): "re_label", ("activitynet", "query")
 
 
 def find_json(name: str | Path) -> Path:
-    """A dataset JSON by the name the user gave, else the project's own of that name."""
-    shipped = Path(__file__).parents[1] / name
-    return shipped if os.path.isfile(shipped) and not os.path.exists(name) else Path(name)
+    """A dataset JSON by the name the user gave, else the project's own of that name.
+
+    Raises:
+        BadInput: there is none; suggests one of those beside it and in both folders ``Json``.
+    """
+    project = Path(__file__).parents[1]
+    if os.path.exists(name):
+        return Path(name)
+    if os.path.isfile(project / name):
+        return project / name
+    folders = (project / "Json", Path("Json"), Path(name).parent)
+    there = [path for folder in folders for path in folder.glob("*.json")]
+    meant = {path.stem: str(path).removeprefix(f"{project}/") for path in there}
+    raise BadInput(f"{name}: no such dataset JSON{did_you_mean(Path(name).stem, meant)}")
 
 
 def load_config(path: str | Path, protocol: str | None = None) -> DatasetConfig:
