@@ -25,7 +25,7 @@ from formats.codefile import as_records, write_code_file
 from formats.files import BadInput, expand, read_json, write_whole
 from metrics import Evaluation
 
-FEW = 100  # queries or videos: below, means differ widely between seeds
+FEW = 100  # queries or videos: of fewer, a single one can move a mean by more than 0.01
 
 
 class Splits(NamedTuple):

@@ -129,8 +129,8 @@ def resolve(form: Mapping[str, Any], options: Mapping[str, Any]) -> Settings:
     stated |= converted(options, known, problems, "option ")
     config = None
     if system.settings.reads_dataset(stated):
-        path = find_json(stated.get("data_set_config", Settings.data_set_config))
-        config, blocks = read_dataset(path, stated.get("protocol"), problems)
+        name = stated.get("data_set_config", Settings.data_set_config)
+        config, blocks = read_dataset(name, stated.get("protocol"), problems)
         block = blocks.get(system.settings.block, {})
         stated = {name: value for name, value in block.items() if name in known} | stated
     settings = build(system.settings, stated, config=config, given=tuple(sorted(stated)))
@@ -141,7 +141,7 @@ def resolve(form: Mapping[str, Any], options: Mapping[str, Any]) -> Settings:
 
 
 def read_dataset(
-    path: Path, protocol: str | None, problems: list[str]
+    name: str, protocol: str | None, problems: list[str]
 ) -> tuple[DatasetConfig, dict[str, dict[str, Any]]]:
     """A dataset JSON and its blocks; what is wrong with the blocks goes to problems.
 
@@ -149,11 +149,11 @@ def read_dataset(
         BadInput: what is wrong with the rest, and all the problems.
     """
     try:
-        config = load_config(path, protocol)
+        config = load_config(find_json(name), protocol)
     except BadInput as error:
         with contextlib.suppress(BadInput):  # the blocks' problems too, as far as the file can be read
-            content = read_json(path)
+            content = read_json(path := find_json(name))
             blocks = {key: value for key, value in content.items() if isinstance(value, dict)}
             read_blocks(path, blocks, problems)
         raise BadInput("; ".join([str(error), *problems])) from None
-    return config, read_blocks(path, config.blocks, problems)
+    return config, read_blocks(config.path, config.blocks, problems)

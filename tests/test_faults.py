@@ -204,6 +204,12 @@ BAD_INPUTS = [
         [],
         "synthetic.json: no such dataset JSON\n",
     ),
+    (
+        "JSON missing, and more",
+        lambda d: d.path.unlink(),
+        ["--seed", "-1"],
+        "synthetic.json: no such dataset JSON; option 'seed' must be 0 or more, found -1\n",
+    ),
     ("JSON syntax", json_text("{", "{,"), [], "synthetic.json: line 1, column 2: "),
     ("JSON is a list", lambda d: d.path.write_text("[]"), [], "expected a JSON object, found list"),
     ("JSON key twice", json_text("{", '{"num_class": 4, '), [], "key 'num_class' stands there twice"),
