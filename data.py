@@ -59,7 +59,8 @@ class FeatureFile:
     def __init__(self, path: Path, n_frames: int | None, width: int, key: str = "feats"):
         self.path, self.key = path, key
         if not path.exists():
-            raise BadInput(f"{path}: no such feature file")
+            where = f" in {Path.cwd()}; paths in a dataset JSON start from the working folder or its 'root'"
+            raise BadInput(f"{path}: no such feature file{'' if path.is_absolute() else where}")
         with reading(path):
             self.open(n_frames, width)
 
