@@ -345,4 +345,4 @@ def test_padding_is_said_once_a_run(start, dataset):
         assert (
             out.count(f"{name}: 3 videos end in all-zero frames, which the network sees as frames") == count
         )
-    assert "query.h5" not in out
+    assert "/query.h5" not in out
