@@ -34,6 +34,10 @@ DIGEST_VIDEOS = 24  # of each file, in what tells features that were replaced
 # ---------------------------------------------------------------- features
 
 
+class OtherShape(BadInput):
+    """Features of another length or width than they must have."""
+
+
 class FeatureFile:
     """One HDF5 file of frame features: dataset ``feats``, (N, L, D), float16, float32 or float64.
 
@@ -55,7 +59,8 @@ class FeatureFile:
     def __init__(self, path: Path, n_frames: int | None, width: int, key: str = "feats"):
         self.path, self.key = path, key
         if not path.exists():
-            raise BadInput(f"{path}: no such feature file")
+            where = f" in {Path.cwd()}; paths in a dataset JSON start from the working folder or its 'root'"
+            raise BadInput(f"{path}: no such feature file{'' if path.is_absolute() else where}")
         with reading(path):
             self.open(n_frames, width)
 
@@ -70,7 +75,7 @@ class FeatureFile:
             hint = f"; looks like (N, L * D), reshape it to (-1, {n_frames}, {width})"
             hint = hint if n_frames and rest == (n_frames * width,) else ""
             expected = f"expected (N, {n_frames or 'L'}, {width}): videos, frames, feature width"
-            raise BadInput(f"{where} has shape {self.shape}, {expected}{hint}")
+            raise OtherShape(f"{where} has shape {self.shape}, {expected}{hint}")
         if self.shape[0] == 0:
             raise BadInput(f"{where} holds no video")
         if self.dtype not in (np.float16, np.float32, np.float64):

@@ -118,5 +118,6 @@ def check_clusters(settings: WSCHSettings) -> None:
     if settings.cfg.n_clusters > 2 * n_videos:
         raise BadInput(
             f"'cfg.n_clusters' is {settings.cfg.n_clusters}, more than the {2 * n_videos} codes "
-            f"of the {n_videos} training videos of {config.path}"
+            f"of both views of the {n_videos} training videos of {config.path}; set cfg.n_clusters, or "
+            "'n_clusters' in 'cfg' of its block 'run'"
         )

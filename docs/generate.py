@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from docs.diagram import diagram
-from engine.launch import show
-from engine.settings import RankingSettings, Settings, fields
+from engine.settings import RankingSettings, Settings, fields, show
 from engine.systems import System, all_of_them, block_names, read_blocks, systems
 from formats.files import read_json
 from run import settings as form

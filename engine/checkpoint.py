@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,6 +40,7 @@ class Weights:
     seed: int | None  # None: published weights, which do not say
     differs: list[str]  # in what this is not the run's own
     recipe: Recipe | None  # of the features it was trained on; None: not known
+    settings: Mapping[str, Any] | None  # it was trained with; None: not known
 
 
 @ranks.on_first
@@ -141,11 +143,11 @@ def load_weights(
     if problems := wrong_sizes(net.sizes, settings, to_train):
         raise BadInput(f"{path}: {'; '.join(problems)}")
     if "stage" not in content:
-        return Weights(path, net, content.get("optimizer"), OF_UNKNOWN, None, [], None)
+        return Weights(path, net, content.get("optimizer"), OF_UNKNOWN, None, [], None, None)
     differs = not_its_own(content, settings, training_features(settings), to_train)
-    seed = trained_on(content)[1]
+    seed, settings = trained_on(content)[1], content["settings"]
     recipe = content["inputs"].get("recipe")
-    return Weights(path, net, content["optimizer"], origin(content), seed, differs, recipe)
+    return Weights(path, net, content["optimizer"], origin(content), seed, differs, recipe, settings)
 
 
 def check_ours(content: Mapping, path: Path) -> None:

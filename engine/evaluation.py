@@ -119,11 +119,12 @@ def run_test(
     if not weights and not (weights := run.started_with("weights")):
         found = find_weights(settings, system.tested, system.network.load_published)
         weights = {found.name: found}
-    nets, origins, seeds, differs = {}, {}, {}, []
+    nets, origins, seeds, trained_with, differs = {}, {}, {}, {}, []
     for name, path in weights.items():
         if path:
             loaded = load_weights(Path(path), settings, system.tested, system.network)
             nets[name], origins[name], seeds[name] = loaded.net, loaded.origin, loaded.seed
+            trained_with[name] = loaded.settings
             differs += [f"{path}: {difference}" for difference in loaded.differs]
             check_recipes(loaded.recipe, f"those that {path} was trained on", splits)
         else:
@@ -141,7 +142,7 @@ def run_test(
         results[name] = evaluate_network(net, splits, settings, name)
     first = next(iter(results))
     facts = {"seed": seeds[first], "weights": str(weights[first])}
-    return report(system.name, run, splits, results, origins[first], **facts)
+    return report(system.name, run, splits, results, origins[first], trained_with.get(first), **facts)
 
 
 def evaluate_network(net: nn.Module, splits: Splits, settings: Settings, name: str) -> Result:

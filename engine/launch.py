@@ -17,7 +17,7 @@ from engine import ranks
 from engine.demo import make_demo
 from engine.device import STOP, Interrupted
 from engine.runs import Launch, find_unfinished, jsonl, resume_command
-from engine.settings import Settings, differences, fields, flatten, suggestions
+from engine.settings import Settings, differences, fields, flatten, show, suggestions
 from engine.systems import System, all_of_them, resolve, stage_names, system_of
 from formats.dataset import FILE_KEYS
 from formats.files import BadInput, clean_temporaries, expand, unknown_keys
@@ -250,8 +250,3 @@ def value_of(item: Field, text: str | list[str]) -> Any:
         with contextlib.suppress(ValueError):
             return number(text)
     return text
-
-
-def show(value: Any) -> str:
-    """A value as an option would be written."""
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -5,7 +5,8 @@ codes that were judged (``formats/codefile.py``; one file if the database querie
 """
 
 import json
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,13 +17,15 @@ from torch import Tensor
 
 from data import FeatureStore
 from engine import ranks
+from engine.published import Published, other_data, other_settings, published_row
 from engine.runs import Run
+from engine.settings import RankingSettings
 from formats.bits import count_distinct
 from formats.codefile import as_records, write_code_file
 from formats.files import BadInput, expand, read_json, write_whole
 from metrics import Evaluation
 
-PUBLISHED = Path(__file__).parents[1] / "Json" / "published.json"
+FEW = 100  # queries or videos: of fewer, a single one can move a mean by more than 0.01
 
 
 class Splits(NamedTuple):
@@ -62,7 +65,13 @@ class Result(NamedTuple):
 
 @ranks.on_first
 def report(
-    system: str, run: Run, splits: Splits, results: Mapping[str, Result], origin: str, **facts: Any
+    system: str,
+    run: Run,
+    splits: Splits,
+    results: Mapping[str, Result],
+    origin: str,
+    trained_with: Mapping[str, Any] | None = None,
+    **facts: Any,
 ) -> dict[int, float]:
     """Write codes and numbers of a test down, print its table beside the published row, and end the run.
 
@@ -72,6 +81,7 @@ def report(
         splits: what was ranked.
         results: by the name of their row, the one to judge first; of the others mAP@K alone is shown.
         origin: what the first one is, for the title.
+        trained_with: its settings; None: not known.
         facts: what else the log should say of it.
 
     Returns:
@@ -90,8 +100,8 @@ def report(
     judged, codes = results[first]
     bits = codes.database.shape[1] if codes else None
     zeros, distinct = (codes.zeros, count_distinct(codes.database)) if codes else (0, None)
-    published, protocol = published_row(system, config.dataset, bits)
-    comparable = protocol == config.protocol and not settings.exclude_self
+    published = published_row(system, config.dataset, bits)
+    comparable = published.protocol == config.protocol and not settings.exclude_self
     if codes:
         facts |= {
             "precision_radius_2": judged.precision_radius_2,
@@ -118,7 +128,7 @@ def report(
         ceiling=judged.ceiling,
         chance=judged.chance,
         mAP_whole=judged.map_whole,
-        published=published if comparable else {},
+        published=published.map if comparable else {},
         others={name: results[name].metrics.map for name in others},
         zero_code_entries=zeros,
         distinct_codes=distinct,
@@ -137,34 +147,73 @@ def report(
         "chance": judged.chance,
         "ceiling": judged.ceiling,
     }
-    if published and comparable:
-        rows[f"published {system}"] = published
     who = "the database itself" if config.query_is_database else f"{len(splits.query)} queries"
     who += " (no video in its own ranking)" if settings.exclude_self else ""
     kind = f"{bits} bits" if codes else "real values"
     title = f"{config.dataset}, {kind}, {who}, {len(splits.database)} videos; {first}: {origin}"
-    run.say(table(title, rows, settings.ks))
-    if min(judged.ceiling.values()) < 1:
-        run.say("ceiling: mAP@K of a perfect ranking; below 1 where a query has fewer than K relevant videos")
-    if published and not comparable:
-        how = "every database video queries" if protocol == "database" else "the query file queries"
-        cure = f"--protocol {protocol}"
-        if protocol == config.protocol:
-            how, cure = "a video stays in its own ranking", "--exclude_self false"
-        run.say(f"published {system}: not shown, as there {how}; {cure} compares with it")
+    shown = {f"published {system}": published.map} if published.map and comparable else {}
+    run.say(table(title, rows, settings.ks, shown))
+    for remark in remarks(system, published, settings, splits, judged.ceiling, trained_with):
+        run.say(remark)
     run.say(f"mAP over the whole ranking, ties averaged: {judged.map_whole:.4f}")
     if codes:
         run.say(f"precision within Hamming radius 2: {judged.precision_radius_2:.4f}")
         run.say(f"{distinct} distinct codes among the {len(splits.database)} of the database")
     if zeros:
         run.say(f"{zeros} code entries are 0 (frames in a tie); each counts half a bit")
+    if codes:
+        run.say(what_next([str(run.jsonl)], list(facts["codes"].values())))
     run.end()
     return judged.map
+
+
+def remarks(
+    system: str,
+    published: Published,
+    settings: RankingSettings,
+    splits: Splits,
+    ceiling: Mapping[int, float],
+    trained_with: Mapping[str, Any] | None,
+) -> Iterator[str]:
+    """Lines under a table that keep its numbers from being taken for more than they are."""
+    n_queries, n_videos, protocol = len(splits.query), len(splits.database), settings.config.protocol
+    if min(ceiling.values()) < 1:
+        yield "ceiling: mAP@K of a perfect ranking; below 1 where a query has fewer than K relevant videos"
+    if min(n_queries, n_videos) < FEW:
+        found = f"{n_queries} queries and {n_videos} videos are few"
+        yield f"{found}: such numbers are mostly luck, compare several seeds"
+    if protocol == "database" and not settings.exclude_self:
+        yield "every query finds itself, first: codes that know nothing reach about 1/K above chance"
+    if not published.map:
+        return
+    if published.protocol != protocol:
+        how = "every database video queries" if protocol == "query" else "the query file queries"
+        cure = f"--protocol {published.protocol} compares with it"
+        yield f"published {system}: not shown, as there {how}; {cure}"
+    elif settings.exclude_self:
+        how = "a video stays in its own ranking; --exclude_self false compares with it"
+        yield f"published {system}: not shown, as there {how}"
+    else:
+        if reasons := other_data(published, n_queries, n_videos, ceiling):
+            yield f"published {system}: not comparable: {', '.join(reasons)}"
+        if trained_with and (changed := other_settings(type(settings), trained_with, published)):
+            yield f"not the published settings: {', '.join(changed)}"
 
 
 def result_path(run: Run, ending: str) -> Path:
     """A file of a run in ``result_dir``."""
     return expand(run.settings.result_dir) / f"{run.number}{ending}"
+
+
+def what_next(shown: Sequence[str], codes: Sequence[str]) -> str:
+    """The commands that show what codes find: a page, and a list.
+
+    Args:
+        shown: what the page is of: the log of a test, or the codes.
+        codes: the files of database and queries.
+    """
+    return (f"next: python -m tools.gallery {shlex.join(shown)} --out gallery.html\n"
+            f"      python -m tools.search {shlex.join(codes)} --out near.csv")  # fmt: skip
 
 
 def write_codes(run: Run, splits: Splits, codes: Codes, whose: Mapping[str, str]) -> dict[str, str]:
@@ -193,16 +242,17 @@ def write_codes(run: Run, splits: Splits, codes: Codes, whose: Mapping[str, str]
     return files
 
 
-def published_row(system: str, dataset: str, bits: int) -> tuple[dict[int, float], str | None]:
-    """The published mAP@K of a system by K, and its protocol; empty where there is none."""
-    rows = read_json(PUBLISHED).get(system, {}).get(dataset, {})
-    return {int(k): value for k, value in rows.get(str(bits), {}).items()}, rows.get("protocol")
-
-
-def table(title: str, rows: Mapping[str, Mapping[int, float]], ks: tuple[int, ...]) -> str:
-    """Rows of numbers by K as text."""
-    width = max(map(len, rows)) + 2
+def table(
+    title: str,
+    rows: Mapping[str, Mapping[int, float]],
+    ks: tuple[int, ...],
+    published: Mapping[str, Mapping[int, float]],
+) -> str:
+    """Rows of numbers by K as text; the published ones, below them, with the three digits they have."""
+    width = max(map(len, rows | published)) + 2
     lines = [title, "mAP@K".ljust(width) + "".join(f"@{k}".rjust(8) for k in ks)]
-    for name, row in rows.items():
-        lines.append(name.ljust(width) + "".join((f"{row[k]:.4f}" if k in row else "-").rjust(8) for k in ks))
+    for group, kind in ((rows, ".4f"), (published, ".3f")):
+        for name, row in group.items():
+            numbers = (format(row[k], kind).ljust(6) if k in row else "-" for k in ks)
+            lines.append(name.ljust(width) + "".join(map("{:>8}".format, numbers)).rstrip())
     return "\n".join(lines)

@@ -177,16 +177,10 @@ class Settings:
         return content
 
     def changes_since(self, record: Mapping) -> list[str]:
-        """Name every setting that is not as ``as_dict`` wrote it into a log or checkpoint, with both values.
-
-        A setting that a record of an older version lacks had its default.
-        """
+        """Name every setting that differs from what ``as_dict`` wrote into a log or checkpoint, with both."""
         found = []
         for name, item in sorted(fields(type(self)).items()):
-            group, _, key = name.rpartition(".")
-            place = record.get(group) if group else record
-            then = place.get(key, as_json(item.default)) if isinstance(place, Mapping) else None
-            now = as_json(self.get(name))
+            then, now = recorded(record, name, item), as_json(self.get(name))
             if then != now and name not in FREE_ON_RESUME:
                 found.append(f"{name} was {json.dumps(then)}, is {json.dumps(now)}")
         return found
@@ -278,6 +272,18 @@ def suggestions(known: Mapping[str, dataclasses.Field]) -> dict[str, str]:
 def as_json(value: Any) -> Any:
     """A setting's value as JSON reads it back."""
     return list(value) if isinstance(value, tuple) else value
+
+
+def recorded(record: Mapping, name: str, item: dataclasses.Field) -> Any:
+    """A setting in what ``as_dict`` wrote; its default in a record of an older version, which lacks it."""
+    group, _, key = name.rpartition(".")
+    place = record.get(group) if group else record
+    return place.get(key, as_json(item.default)) if isinstance(place, Mapping) else None
+
+
+def show(value: Any) -> str:
+    """A value as an option would be written."""
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def convert(name: str, item: dataclasses.Field, value: Any) -> Any:

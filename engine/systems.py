@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import MISSING
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from torch import nn
 
 from engine.settings import BLOCK_KEYS, Settings, SystemSettings, build, converted, fields, flatten
 from formats.dataset import SYSTEMS, DatasetConfig, find_json, load_config
-from formats.files import BadInput, read_json
+from formats.files import BadInput, did_you_mean, read_json
 
 # Stages around the systems, each with a SYSTEM of its own that has no network.
 TOOLS = ("tools.extract", "tools.encode", "tools.baseline")
@@ -35,8 +36,18 @@ class System(NamedTuple):
 
 
 def systems() -> list[System]:
-    """All systems of hashing."""
-    return [importlib.import_module(module).SYSTEM for module in SYSTEMS.values()]
+    """All systems of hashing.
+
+    Raises:
+        BadInput: one lacks the default of a setting, or names no stage whose checkpoints can be tested.
+    """
+    found = [importlib.import_module(module).SYSTEM for module in SYSTEMS.values()]
+    for system in found:
+        lacks = [f"a default of '{name}'" for name, item in fields(system.settings).items()
+                 if item.default is MISSING]  # fmt: skip
+        if lacks := lacks + ["'tested', its stages to test"] * (not system.tested):
+            raise BadInput(f"system {system.name} lacks {', '.join(lacks)}")
+    return found
 
 
 def all_of_them() -> list[System]:
@@ -53,8 +64,9 @@ def system_of(stage: Any) -> System:
     for system in all_of_them():
         if stage in system.stages:
             return system
-    found = json.dumps(stage, default=str)
-    raise BadInput(f"'stage' must be one of {', '.join(stage_names())}, found {found}")
+    names, found = stage_names(), json.dumps(stage, default=str)
+    hint = did_you_mean(str(stage), {name: name for name in names})
+    raise BadInput(f"'stage' must be one of {', '.join(names)}, found {found}{hint}")
 
 
 def stage_names() -> list[str]:
@@ -117,8 +129,8 @@ def resolve(form: Mapping[str, Any], options: Mapping[str, Any]) -> Settings:
     stated |= converted(options, known, problems, "option ")
     config = None
     if system.settings.reads_dataset(stated):
-        path = find_json(stated.get("data_set_config", Settings.data_set_config))
-        config, blocks = read_dataset(path, stated.get("protocol"), problems)
+        name = stated.get("data_set_config", Settings.data_set_config)
+        config, blocks = read_dataset(name, stated.get("protocol"), problems)
         block = blocks.get(system.settings.block, {})
         stated = {name: value for name, value in block.items() if name in known} | stated
     settings = build(system.settings, stated, config=config, given=tuple(sorted(stated)))
@@ -129,7 +141,7 @@ def resolve(form: Mapping[str, Any], options: Mapping[str, Any]) -> Settings:
 
 
 def read_dataset(
-    path: Path, protocol: str | None, problems: list[str]
+    name: str, protocol: str | None, problems: list[str]
 ) -> tuple[DatasetConfig, dict[str, dict[str, Any]]]:
     """A dataset JSON and its blocks; what is wrong with the blocks goes to problems.
 
@@ -137,11 +149,11 @@ def read_dataset(
         BadInput: what is wrong with the rest, and all the problems.
     """
     try:
-        config = load_config(path, protocol)
+        config = load_config(find_json(name), protocol)
     except BadInput as error:
         with contextlib.suppress(BadInput):  # the blocks' problems too, as far as the file can be read
-            content = read_json(path)
+            content = read_json(path := find_json(name))
             blocks = {key: value for key, value in content.items() if isinstance(value, dict)}
             read_blocks(path, blocks, problems)
         raise BadInput("; ".join([str(error), *problems])) from None
-    return config, read_blocks(path, config.blocks, problems)
+    return config, read_blocks(config.path, config.blocks, problems)

@@ -129,7 +129,7 @@ def read_code_file(path: Path) -> CodeFile:
         BadInput: it is missing, damaged, or no file of codes.
     """
     if not path.exists():
-        raise BadInput(f"{path}: no such file of codes; stage tools.encode makes one")
+        raise BadInput(f"{path}: no such file of codes; {how_to_have(path)}")
     with reading(path), h5py.File(path, "r") as file:
         bits, (digest, fingerprint) = file.attrs.get("bits"), (read_text(file, key) for key in TEXTS[:2])
         if not isinstance(bits, np.integer) or not 0 < bits <= 2**16 or not (digest and fingerprint):
@@ -156,6 +156,14 @@ def read_code_file(path: Path) -> CodeFile:
         raise BadInput(f"{path}: damaged: its 'known' does not agree with its 'zeros'")
     labels = read.get("labels")
     return CodeFile(path, read["codes"], read["zeros"], known, labels, int(bits), digest, fingerprint)
+
+
+def how_to_have(path: Path) -> str:
+    """What to do about a file of codes that is not there."""
+    database = path.with_name(path.name.replace("_query.h5", "_test.h5"))
+    if database != path and database.exists():
+        return f"where the database itself asks there is none: give the database's file twice, {database}"
+    return "a test makes one" if path.parent.name == "result" else "stage tools.encode makes one"
 
 
 def mapped(path: Path, array: h5py.Dataset) -> np.ndarray:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from formats.files import BadInput, expand, read_json, unknown_keys
+from formats.files import BadInput, did_you_mean, expand, read_json, unknown_keys
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,20 @@ LABEL_VARIABLES = {("activitynet", "test"): "re_label", ("activitynet", "query")
 
 
 def find_json(name: str | Path) -> Path:
-    """A dataset JSON by the path the user wrote, else the project's own of that name."""
-    path = expand(str(name))
-    shipped = Path(__file__).parents[1] / path
-    return shipped if os.path.isfile(shipped) and not os.path.exists(path) else path
+    """A dataset JSON by the path the user wrote, else the project's own of that name.
+
+    Raises:
+        BadInput: there is none; suggests one of those beside it and in both folders ``Json``.
+    """
+    path, project = expand(str(name)), Path(__file__).parents[1]
+    if os.path.exists(path):
+        return path
+    if os.path.isfile(project / path):
+        return project / path
+    folders = (project / "Json", Path("Json"), path.parent)
+    there = [each for folder in folders for each in folder.glob("*.json")]
+    meant = {each.stem: str(each).removeprefix(f"{project}/") for each in there}
+    raise BadInput(f"{path}: no such dataset JSON{did_you_mean(path.stem, meant)}")
 
 
 def load_config(path: str | Path, protocol: str | None = None) -> DatasetConfig:

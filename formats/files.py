@@ -183,13 +183,23 @@ def unknown_keys(
     unknown = [key for key in found if key not in known]
     problems = []
     for key in unknown[:MANY]:
-        near = difflib.get_close_matches(key, meant, n=1, cutoff=ALIKE)
-        problems.append(
-            f"unknown key '{where}{key}'" + (f" (did you mean '{where}{meant[near[0]]}'?)" if near else "")
-        )
+        problems.append(f"unknown key '{where}{key}'{did_you_mean(key, meant, where, ALIKE)}")
     if len(unknown) > MANY:
         problems.append(f"{len(unknown) - MANY} more unknown keys")
     return problems
+
+
+def did_you_mean(word: str, meant: Mapping[str, str], where: str = "", alike: float = 0.6) -> str:
+    """What ends an error of an unknown word; empty where none of ``meant`` is like it.
+
+    Args:
+        word: what was found.
+        meant: what the words stand for that there are.
+        where: what stands before each of these.
+        alike: how much, of 1, a word must be.
+    """
+    near = difflib.get_close_matches(word, meant, n=1, cutoff=alike)
+    return f" (did you mean '{where}{meant[near[0]]}'?)" if near else ""
 
 
 def some(names: Iterable[str]) -> str:

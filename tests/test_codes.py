@@ -111,6 +111,12 @@ class TestCodes:
             BadInput, match=rf"short.h5: 'feats' has shape \(5, 5, {WIDTH}\), expected \(N, 6, "
         ):
             hash_videos(net, tmp_path / "short.h5")
+        write_features(tmp_path / "wide.h5", features(5, N_FRAMES, WIDTH + 1))
+        end = rf"; the network \({net.origin}\) was trained on width {WIDTH}; name one trained on these "
+        with pytest.raises(BadInput, match=rf"wide.h5: 'feats' has shape \(5, 6, {WIDTH + 1}\).*{end}"):
+            hash_videos(net, tmp_path / "wide.h5")
+        with pytest.raises(BadInput, match=end):
+            hash_videos(net, x[..., :-1])
 
     def test_a_published_network_takes_any_number_of_frames(self):
         net = load_network(GOLDEN / "bth_tiny.pth", device="cpu")

@@ -15,6 +15,8 @@ from tools.compare import main
 SETTINGS = {"stage": "pipeline", "result_weight_dir": "weight", "hashcode_size": 16, "precision": "float32",
             "lr": 1e-3, "cfg": {"a": 0.02, "n_clusters": 5}, "device": "cpu"}  # fmt: skip
 
+CHOSEN = "cfg.n_clusters 5; lr 0.001"  # of these, what is not published
+
 
 def write_pipeline(
     first, seed, ap, lr=1e-3, folder="log", commit="abcdef0123", settings=None, without=(), **result
@@ -84,6 +86,7 @@ class TestValues:
         assert (status, err) == (0, "")
         assert out.splitlines() == [
             "dataset tiny\\|set, protocol query, precision float32, commit abcdef0; "
+            "settings of WSCH that are not the published ones: cfg.n_clusters 5; lr 0.001; "
             "mean ± standard deviation over seeds",
             "",
             "| system | bits | seeds | mAP@5 | mAP@20 | mAP, whole | precision, radius 2 | training, s |",
@@ -113,7 +116,7 @@ class TestValues:
         assert float(rows[0]["sd"]) == pytest.approx(0.4 / 2**0.5)
         said = [rows[0][key] for key in ("dataset", "protocol", "system", "method", "bits", "precision")]
         assert said == ["tiny|set", "query", "WSCH", "", "16", "float32"]
-        assert (rows[0]["settings"], rows[0]["seeds"], rows[0]["commit"]) == ("", "1 2", "1234567 abcdef0")
+        assert [rows[0][key] for key in ("settings", "seeds", "commit")] == [CHOSEN, "1 2", "1234567 abcdef0"]
 
     def test_commits_are_of_training_and_test(self, compare):
         path = write_pipeline(1, 1, 0.2)
@@ -143,19 +146,29 @@ class TestValues:
         assert rows_of(compare(path, "--format", "csv")[1])[0]["sd"] == ""
 
     def test_latex(self, compare):
+        """A table for every dataset."""
         write_pipeline(1, 1, 0.2, dataset=r"a_b&c%d#e$f{g}h~i^j\k<l>")
         write_pipeline(4, 1, 0.3, dataset="b")
-        lines = compare("log", "--format", "latex", "--metrics", "mAP")[1].splitlines()
-        start = lines.index(r"\begin{tabular}{lllrrr}")
-        assert lines[start + 1 : start + 5] == [
+        first, second = compare("log", "--format", "latex", "--metrics", "mAP")[1].split("\n\n")
+        name = r"a\_b\&c\%d\#e\$f\{g\}h\textasciitilde{}i\textasciicircum{}j\textbackslash{}k"
+        assert rf"\caption{{dataset {name}\textless{{}}l\textgreater{{}}, protocol query, " in first
+        assert second.splitlines()[4:] == [
+            r"\begin{tabular}{llrrr}",
             r"\toprule",
-            r"dataset & system & bits & seeds & mAP@5 & mAP@20 \\",
+            r"system & bits & seeds & mAP@5 & mAP@20 \\",
             r"\midrule",
-            r"a\_b\&c\%d\#e\$f\{g\}h\textasciitilde{}i\textasciicircum{}j\textbackslash{}k\textless{}l\textgreater{}"
-            r" & WSCH & 16 & 1 & 0.200 & 0.100 \\",
+            r"WSCH & 16 & 1 & 0.300 & 0.150 \\",
+            r"WSCH, published & 16 & - & 0.900 & - \\",
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
         ]
-        assert lines[-4] == r"b & WSCH, published & 16 & - & 0.900 & - \\"
-        assert lines[-3:] == [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+
+    def test_a_dataset_has_the_columns_of_its_own_runs(self, compare):
+        write_pipeline(1, 1, 0.2)
+        write_pipeline(4, 1, 0.3, dataset="b", mAP={"7": 0.3})
+        headers = [line for line in compare("log", "--metrics", "mAP")[1].splitlines() if "| system" in line]
+        assert headers == ["| system | bits | seeds | mAP@7 |", "| system | bits | seeds | mAP@5 | mAP@20 |"]
 
     def test_columns_that_were_asked_for(self, compare):
         path = write_pipeline(1, 1, 0.2)
@@ -179,12 +192,10 @@ class TestGroups:
             write_pipeline(3 * first, 1, 0.2, **change)
         status, out, err = compare("log", "--metrics", "mAP")
         assert (status, err) == (0, "")
-        measured = [line for line in out.splitlines() if line.startswith("| ") and "published" not in line][
-            2:
-        ]
+        measured = re.findall(r"\| (?:WSCH|BTH) \| .*0\.200", out)
         assert len(measured) == 8
-        assert any("| query without itself |" in line for line in measured)
-        assert any("| real |" in line for line in measured)
+        assert "| query without itself |" in out
+        assert "| real |" in out
 
     def test_other_settings_are_split_and_named(self, compare):
         """Of the stages that trained the network, also where they ran by themselves."""
@@ -205,7 +216,8 @@ class TestGroups:
         first[1]["settings"] = first[1]["settings"] | {"lr": 0.5}
         write_log(Path("log/4.jsonl"), *first)
         rows = rows_of(compare("log", "--format", "csv")[1])
-        assert {row["settings"] for row in rows} == {"lr 0.001", "lr 0.5 then 0.001"}
+        expected = {"lr 0.001; cfg.n_clusters 5", "lr 0.5 then 0.001; cfg.n_clusters 5"}
+        assert {row["settings"] for row in rows} == expected
 
     def test_a_setting_that_older_logs_lack_splits_nothing(self, compare):
         write_pipeline(1, 1, 0.2)
@@ -214,10 +226,47 @@ class TestGroups:
         write_pipeline(7, 3, 0.4, settings={"new": 8})
         rows = rows_of(compare("log", "--format", "csv")[1])
         assert {row["settings"]: row["seeds"] for row in rows} == {
-            "not logged": "1",
-            "new 7": "2",
-            "new 8": "3",
+            f"not logged; {CHOSEN}": "1",
+            f"new 7; {CHOSEN}": "2",
+            f"new 8; {CHOSEN}": "3",
         }
+
+    def test_settings_are_compared_across_bits(self, compare):
+        write_pipeline(1, 1, 0.2, bits=32, settings={"cfg": {"a": 0.1, "n_clusters": 5}})
+        write_pipeline(4, 1, 0.4, bits=64)
+        out = compare("log", "--metrics", "mAP")[1]
+        assert "settings of WSCH that are not the published ones: cfg.n_clusters 5; lr 0.001;" in out
+        assert "| WSCH | 32 | cfg.a 0.1 | 1 | 0.200 |" in out
+        assert "| WSCH | 64 | cfg.a 0.02 | 1 | 0.400 |" in out
+
+    def test_the_published_settings_are_not_named(self, compare):
+        """An older log does not state all of them: what it lacks had its default."""
+        published = {"lr": 1e-4, "cfg": {"n_clusters": 800}, "max_iter": [100, 300]}
+        write_pipeline(1, 1, 0.2, settings=published)
+        write_pipeline(4, 2, 0.4, settings=published | {"hidden_size": 1024})
+        write_pipeline(7, 3, 0.4, settings=published | {"decoder_size": 512})
+        rows = rows_of(compare("log", "--format", "csv")[1])
+        assert {row["settings"]: row["seeds"] for row in rows} == {
+            "decoder_size 1024": "1 2",
+            "decoder_size 512": "3",
+        }
+
+    def test_beside_a_published_network_ours_keep_their_settings(self, compare):
+        write_pipeline(1, 1, 0.2, settings={"cfg": {"a": 0.1}})
+        write_pipeline(4, 2, 0.4, weights="published.pth", origin="published weights")
+        out = compare("log", "--metrics", "mAP")[1]
+        assert "| cfg.a 0.1; lr 0.001; network train on tiny\\|set; training pretrain train | 1 |" in out
+        assert "| network published weights; training log not found | 1 |" in out
+
+    def test_databases_of_other_sizes_are_told_apart(self, compare):
+        """Of one system, and of two."""
+        write_pipeline(1, 1, 0.2)
+        write_pipeline(4, 2, 0.4, database=50)
+        write_pipeline(7, 1, 0.4, database=50, system="BTH")
+        out = compare("log", "--metrics", "mAP")[1]
+        assert "| WSCH | 16 | database 100; queries 10 | 1 | 0.200 |" in out
+        assert "| WSCH | 16 | database 50; queries 10 | 1 | 0.400 |" in out
+        assert "| BTH | 16 | database 50; queries 10 | 1 | 0.400 |" in out
 
     def test_the_network_before_training_is_another(self, compare):
         write_pipeline(1, 1, 0.2)
@@ -296,6 +345,10 @@ class TestRefusals:
         write_pipeline(1, 1, 0.2)
         err = self.refused(compare, "log/1.jsonl", "log/2.jsonl")
         assert "error: log/1.jsonl, log/2.jsonl: no result of a test" in err
+        assert err.endswith(": log/1.jsonl is of pretrain, log/2.jsonl is of train; "
+                            "the newest one there with a result is log/3.jsonl\n")  # fmt: skip
+        Path("log/3.jsonl").unlink()
+        assert "; stages test, bth.test and" in self.refused(compare, "log")
         assert "nowhere: no such log" in self.refused(compare, "nowhere")
 
     def test_a_metric_that_no_run_has(self, compare):

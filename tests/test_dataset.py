@@ -5,7 +5,7 @@ from synthetic import ROOT
 
 from docs.generate import SHIPPED
 from engine.systems import check_blocks
-from formats.dataset import load_config
+from formats.dataset import find_json, load_config
 from formats.files import BadInput
 
 
@@ -15,6 +15,24 @@ class TestConfig:
         config = load_config(ROOT / "Json" / f"{name}.json")
         check_blocks(config)
         assert config.blocks["run"]["hidden_size"] in (128, 1024)
+
+    def test_one_that_is_not_there(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        for path in ("Json/mine.json", "elsewhere/theirs.json"):
+            (tmp_path / path).parent.mkdir()
+            (tmp_path / path).touch()
+        assert find_json("Json/demo.json") == ROOT / "Json/demo.json"
+        for name, meant in (
+            ("Json/mien.json", "Json/mine.json"),
+            ("mine", "Json/mine.json"),
+            ("Json/fcv.json", "Json/fcvid.json"),
+            ("elsewhere/their.json", "elsewhere/theirs.json"),
+            ("Json/zzz.json", None),
+        ):
+            with pytest.raises(BadInput) as error:
+                find_json(name)
+            hint = f" (did you mean '{meant}'?)" if meant else ""
+            assert str(error.value) == f"{name}: no such dataset JSON{hint}"
 
     def test_facts_of_the_published_datasets(self):
         facts = {

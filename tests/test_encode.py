@@ -233,6 +233,11 @@ class TestRefusals:
         encode()
         with pytest.raises(BadInput, match="no such file of codes; stage tools.encode makes one"):
             read_code_file(tmp_path / "none.h5")
+        with pytest.raises(BadInput, match="no such file of codes; a test makes one"):
+            read_code_file(tmp_path / "result/4_test.h5")
+        os.remove("code/2_16_query.h5")
+        with pytest.raises(BadInput, match="give the database's file twice, .*code/2_16_test.h5"):
+            read_code_file(tmp_path / "work/code/2_16_query.h5")
         with pytest.raises(BadInput, match="test.h5: no file of codes: expected the attributes"):
             read_code_file(dataset.folder / "test.h5")
         path = tmp_path / "work/code/2_16_test.h5"

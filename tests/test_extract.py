@@ -168,7 +168,8 @@ def test_what_is_written(extract, clips):
             assert frames == [40 * number + each for each in choose(3 + number, N_FRAMES)]
     assert (recipe["backbone"], recipe["n_frames"]) == ("barsbackbone:bars", N_FRAMES)
     assert {"av", "torch"} <= recipe["versions"].keys()
-    assert "features/x: 8 train, 2 test, 2 query videos, 5 frames of width 10, float16" in out
+    numbers = "8 to train on, 2 in the database (test), 2 queries"
+    assert f"features/x: {numbers}; 5 frames of width 10, float16" in out
     assert "2 of 14 videos skipped: features/x/skipped.csv says why" in out
     assert "next: python run.py --data_set_config Json/x.json\n" in out
 
@@ -617,8 +618,12 @@ class TestRefusals:
         assert not os.path.exists("features")
 
     def test_videos_and_name_must_be_given(self, start):
-        err = start("--stage", "tools.extract")[2]
-        assert err == "error: 'videos' must be given; 'name' must be given\n"
+        for options, missing in (
+            ((), "--videos FOLDER --name NAME"),
+            (("--videos", "clips"), "--name NAME"),
+        ):
+            err = start("--stage", "tools.extract", *options)[2]
+            assert err == f"error: {missing} must be given\n"
 
     def test_without_pyav(self, extract, monkeypatch):
         monkeypatch.setitem(sys.modules, "av", None)

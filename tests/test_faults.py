@@ -131,6 +131,12 @@ BAD_INPUTS = [
         [],
         "train.h5: no such feature file",
     ),
+    (
+        "feature file missing, relative",
+        set_json(root="of mine"),
+        [],
+        "work; paths in a dataset JSON start from the working folder or its 'root'",
+    ),
     ("not HDF5", write("train.h5", b"not an HDF5 file at all"), [], "train.h5: not a readable HDF5 file"),
     (
         "truncated HDF5",
@@ -197,7 +203,13 @@ BAD_INPUTS = [
         "JSON missing",
         lambda d: d.path.unlink(),
         [],
-        "synthetic.json: cannot be read: No such file or directory",
+        "synthetic.json: no such dataset JSON\n",
+    ),
+    (
+        "JSON missing, and more",
+        lambda d: d.path.unlink(),
+        ["--seed", "-1"],
+        "synthetic.json: no such dataset JSON; option 'seed' must be 0 or more, found -1\n",
     ),
     ("JSON syntax", json_text("{", "{,"), [], "synthetic.json: line 1, column 2: "),
     ("JSON is a list", lambda d: d.path.write_text("[]"), [], "expected a JSON object, found list"),
@@ -221,8 +233,9 @@ BAD_INPUTS = [
         "too many centers",
         nothing,
         ["--cfg.n_clusters", "41"],
-        "'cfg.n_clusters' is 41, more than the 40 codes",
+        "'cfg.n_clusters' is 41, more than the 40 codes of both views of the 20 training videos of ",
     ),
+    ("how to set", nothing, ["--cfg.n_clusters", "41"], "; set cfg.n_clusters, or 'n_clusters' in 'cfg' of "),
     ("dataset is a list", set_json(dataset=["a"]), [], "'dataset' must be a non-empty string"),
     (
         "labels are 0",
@@ -309,6 +322,10 @@ BAD_INPUTS = [
     ("option without value", nothing, ["--lr"], "argument --lr: expected one argument"),
     ("option out of range", nothing, ["--batch_size", "0"], "'batch_size' must be 1 or more, found 0"),
     ("unknown stage", nothing, ["--stage", "trian"], "'stage' must be one of pipeline"),
+    *(
+        ("like a stage", nothing, ["--stage", word], f"found \"{word}\" (did you mean '{stage}'?)\n")
+        for word, stage in (("tools.extrac", "tools.extract"), ("encode", "tools.encode"), ("tests", "test"))
+    ),
     ("two problems", set_run(lr=-1), ["--seed", "-1"], "option 'seed' must be 0 or more, found -1; "),
     ("weight_path in the pipeline", nothing, ["--weight_path", "x.pth"], "'weight_path' must be None"),
     ("no checkpoint", nothing, ["--stage", "test", "--weight_path", "x.pth"], "x.pth: no such checkpoint"),

@@ -21,7 +21,9 @@ JPEG = base64.b64decode(  # 8 x 8, grey
     "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAP////////////////////////////////////////////////////////////////////////"
     "//////////////wAALCAAIAAgBAREA/8QAFAABAAAAAAAAAAAAAAAAAAAAAf/EABQQAQAAAAAAAAAAAAAAAAAAAAD/2gAIAQEAAD8AH//Z"
 )
-TITLE = re.compile("<h3>(.*?): ([0-9]+) of [0-9]+ right .the database has (.*?)., AP@[0-9]+ (.*?)</h3>")
+TITLE = re.compile(
+    "<h3>(.*?): ([0-9]+) of [0-9]+ right .the database has (.*?)., AP@[0-9]+ (.*?) of at most .*?</h3>"
+)
 CARD = re.compile('<li class="card (.*?)">(<img [^>]*>)?<b>(.*?)</b> (.*?)</li>')
 
 
@@ -189,11 +191,31 @@ class TestPicks:
         assert asked[0] != asked[2]
 
     def test_three_kinds_by_default(self, result, gallery):
-        result()
+        result(n=(40, 13))
         page = gallery()[1]
         titles = re.findall("<h2>(.*?)</h2>", page)
         assert titles == ["Random queries", "Best queries", "Worst queries"]
         assert len(rows_of(page)) == 12
+
+    def test_of_few_queries_each_is_shown_once(self, result, gallery):
+        result()
+        _, page, out, _ = gallery()
+        assert re.findall("<h2>(.*?)</h2>", page) == ["All queries, best first"]
+        rows = rows_of(page)
+        assert sorted(cards[0][3][-1] for _, cards in rows) == sorted(f"video {query}" for query in range(12))
+        assert ": 12 rows of 11 pictures, 132 of these without" in out
+
+    def test_the_best_that_a_query_could_reach(self, result, gallery):
+        """Of r relevant videos min(r, K) / K; its mean is the ceiling, that of a random order the chance."""
+        made = result(n=(40, 13))
+        page = gallery("--k", 16, "--queries", 13, "--pick", "worst")[1]
+        relevant = (made.labels[1].astype(int) @ made.labels[0].T > 0).sum(1)  # (Q,)
+        said = re.findall("the database has (.*?).,? AP@16 .*? of at most (.*?)</h3>", page)
+        assert sorted(best for _, best in said) == sorted(f"{min(r, 16) / 16:.3f}" for r in relevant)
+        chance = [sum(r / 40 * (1 + (i - 1) * (r - 1) / 39) / i for i in range(1, 17)) / 16 for r in relevant]
+        cells = [re.findall("<t[hd]>(.*?)</t[hd]>", line) for line in re.findall("<tr>(.*?)</tr>", page)]
+        assert [row[2] for row in cells[2:]] == [f"{np.minimum(relevant, 16).mean() / 16:.3f}",
+                                                 f"{sum(chance) / len(chance):.3f}"]  # fmt: skip
 
     def test_head(self, result, gallery):
         made = result()
@@ -203,7 +225,10 @@ class TestPicks:
         assert cells[0] == ["", "@5", "@10", "@20"]
         assert cells[1][::2] == ["mAP@K", cells[1][2]]
         assert cells[1][1::2] == [f"{ap['5']:.3f}", f"{ap['20']:.3f}"]
-        assert cells[2:] == [["ceiling", "0.875", "-", "-"], ["chance", "0.125", "-", "-"]]
+        assert [row[:2] + row[3:] for row in cells[2:]] == [
+            ["ceiling", "0.875", "-"],
+            ["chance", "0.125", "-"],
+        ]
         assert "<h1>Nearest videos: WSCH, tiny, 6 bits</h1>" in page
         assert "train on tiny, seed 1; 40 videos in the database, 12 queries." in page
 
@@ -227,7 +252,12 @@ class TestWithoutATest:
         assert rows_of(page) == rows_of(shown) != []
         order = np.argsort(made.distances(), axis=1, kind="stable")[:, :10]
         ap = [average_precision(made.right(query, row)) for query, row in enumerate(order)]
-        assert re.findall("<t[hd]>(.*?)</t[hd]>", page) == ["", "@10", "mAP@K", f"{sum(ap) / len(ap):.3f}"]
+        assert re.findall("<t[hd]>(.*?)</t[hd]>", page)[:4] == [
+            "",
+            "@10",
+            "mAP@K",
+            f"{sum(ap) / len(ap):.3f}",
+        ]
         assert "<p>a network that says nothing of its training; 40 videos in the database" in page
         assert "12 queries. Codes: result/1_test.h5 and result/1_query.h5." in page
         assert "<h1>Nearest videos: WSCH, 6 bits</h1>" in page
@@ -335,7 +365,9 @@ class TestVideos:
         assert "<script" not in page
         assert "<b>one" not in page
         assert page.count(base64.b64encode(JPEG).decode()) == 12 * 2 + 1
-        assert out.startswith(f"{made.folder}/gallery.html: 492 videos, 467 of them without a thumbnail")
+        assert out.startswith(
+            f"{made.folder}/gallery.html: 12 rows of 41 pictures, 467 of these without a thumbnail"
+        )
 
     def test_by_options(self, result, gallery):
         made = result()

@@ -65,6 +65,18 @@ class TestReport:
         assert "no block 'run': WSCH has its published settings, 100 + 300 epochs among them" in out
         assert "BTH would refuse it: 'bth.n_anchors' is 21, more than the 20 training videos" in err
 
+    def test_all_that_every_system_would_refuse(self, dataset, capsys):
+        anchors = "BTH would refuse it: 'bth.n_anchors' is 21, more than the 20 training videos"
+        for settings, wsch in (
+            ({"cfg": {"n_clusters": 41, "p2": 0.5}}, "'cfg.n_clusters' is 41, more than the 40"),
+            ({"hidden_size": 100, "cfg": {"p2": 0.5}}, "'hidden_size' must be a multiple of 64"),
+        ):
+            dataset.change(run=settings, bth={"n_anchors": 21})
+            assert inspect.main([str(dataset.path)]) == 2
+            err = capsys.readouterr().err
+            assert f"synthetic.json: WSCH would refuse it: {wsch}" in err
+            assert f"; {anchors}\n" in err
+
     def test_a_published_json_is_for_the_first_system(self, dataset, capsys):
         dataset.drop_blocks()
         dataset.change()

@@ -1,6 +1,7 @@
 """Figures: the numbers behind them by hand, the files they leave, what is said of what is missing."""
 
 import csv
+import importlib
 import json
 import statistics
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from synthetic import ROOT, need, write_codes
 
-from tools.figures import FIGURES
+from tools.figures import FIGURES, draw_cuts
 from tools.logs import read_log
 from tools.plot import EVENTS, main
 from tools.series import correlation, principal_components
@@ -100,6 +101,18 @@ def plot(capsys, *arguments):
     return status, *capsys.readouterr()
 
 
+def lack(monkeypatch, package):
+    """As if a package were not there."""
+    there = importlib.import_module
+
+    def missing(module):
+        if package in module.split("."):
+            raise ImportError(module)
+        return there(module)
+
+    monkeypatch.setattr("formats.files.importlib.import_module", missing)
+
+
 class TestSeries:
     def test_named_by_what_differs(self, write_log):
         paths = [
@@ -142,8 +155,8 @@ class TestSeries:
 
     def test_logs_of_version_1_0(self):
         wsch, bth = ([ROOT / f"tests/before/log/{n}.jsonl" for n in pair] for pair in ((1, 3), (6, 7)))
-        assert series(*wsch) == [("synthetic", "WSCH, 16 bits")]
-        assert series(*bth) == [("synthetic", "BTH, 16 bits")]
+        assert set(series(*wsch)) == {("synthetic", "WSCH, 16 bits")}
+        assert set(series(*bth)) == {("synthetic", "BTH, 16 bits")}
 
     def test_the_newest_of_a_seed_counts(self, write_log, capsys, tmp_path):
         write_log(1, result(0.9, time="2030-01-02 00:00:00"))
@@ -324,8 +337,22 @@ class TestPictures:
         assert pictures[0].startswith(MAGIC[kind])
         assert len(pictures[0]) > 5000
 
+    def test_one_point_is_seen_and_the_ceiling_too(self):
+        """A marker and a bar of the deviation; a series says how many runs it has from panel to panel."""
+        need("matplotlib.figure")
+        rows = [{"dataset": dataset, "series": "a", "quantity": quantity, "K": 5, "runs": runs,
+                 "value": value, "value_sd": sd}
+                for dataset, runs, sd in (("x", 3, 0.1), ("y", 1, None))
+                for quantity, value in (("mAP", 0.2), ("ceiling", 0.9), ("chance", 0.01))]  # fmt: skip
+        figure = draw_cuts(rows)
+        for ax in figure.axes:
+            assert ax.get_ylim()[1] > 0.9
+            assert {line.get_marker() for line in ax.lines} - {"|"} >= {"o", "_"}
+        assert [len(ax.containers) for ax in figure.axes] == [3, 0]  # bars
+        assert "a (1 to 3 runs)" in [text.get_text() for text in figure.legends[0].get_texts()]
+
     def test_csv_needs_no_matplotlib(self, write_log, capsys, tmp_path, monkeypatch):
-        monkeypatch.setattr("formats.files.importlib.import_module", lambda _: 1 / 0)
+        lack(monkeypatch, "matplotlib")
         path = write_log(1, result(1 / 3))
         assert plot(capsys, path, "--data", tmp_path / "x.csv")[0] == 0
         assert (tmp_path / "x.csv").read_text().splitlines() == [
@@ -391,8 +418,8 @@ class TestLogsOfAllKinds:
         status, _, err = plot(capsys, *paths, "--figure", "distances", "--data", tmp_path / "x.csv")
         assert status == 0
         assert err.splitlines() == [
-            f"left out: {[str(paths[1])]}: real values, no codes (--method lsh, pca or itq)",
-            f"left out: {[str(paths[2])]}: no result: not of a test, or that has not ended",
+            "of 3 logs, 1 are shown; left out 1: real values, no codes (--method lsh, pca or itq); "
+            "1: no result, as of trainings, extractions and what has not ended",
         ]
 
     def test_bits_that_were_asked_for(self, write_log, capsys, tmp_path):
@@ -516,10 +543,7 @@ class TestRefusals:
         ],
     )
     def test_a_missing_package(self, tested, capsys, monkeypatch, tmp_path, name, options):
-        def missing(module):
-            raise ImportError(module)
-
-        monkeypatch.setattr("formats.files.importlib.import_module", missing)
+        lack(monkeypatch, {"scikit-learn": "sklearn"}.get(name, name))
         *options, last = options
         err = self.refused(capsys, tested / "1.jsonl", *options, tmp_path / "out" / last)
         assert err == f"error: this needs {name}: pip install -r requirements-plot.txt\n"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,15 @@ from synthetic import N_DATABASE, json_lines, killed
 import engine.evaluation
 import engine.loop
 import engine.report
+import tools.gallery
+import tools.search
+from bth.settings import BTHSettings
+from engine.published import other_data, other_settings, published_row
 from engine.runs import Run
 from formats.codefile import read_code_file
 from formats.weights import read_checkpoint
 from metrics import evaluate
+from pretrain import WSCHSettings
 from tools.codes import hash_videos, load_network
 
 
@@ -91,6 +97,27 @@ class TestResult:
             assert np.array_equal(judged.known, encoded.known)
             assert np.array_equal(judged.labels, encoded.labels)
 
+    def test_what_comes_next_are_commands_that_run(self, start, pretrained):
+        folder = ("--result_dir", "my result", "--result_code_dir", "my code")
+        for number, options, gallery in (
+            (2, ("test", *folder[:2]), ["log/2.jsonl"]),
+            (3, ("test", *folder[:2], "--protocol", "database"), ["log/3.jsonl"]),
+            (4, ("tools.encode", *folder[2:]), ["my code/4_16_test.h5", "my code/4_16_query.h5"]),
+            (5, ("tools.encode", *folder[2:], "--features", "../dataset/query.h5", "--weight_path", "weight"),
+             ["my code/5_16.h5"] * 2),
+        ):  # fmt: skip
+            status, out, err = start("--stage", *options)
+            assert (status, err) == (0, "")
+            first, second = (shlex.split(line) for line in out.splitlines()[-2:])
+            assert first == ["next:", "python", "-m", "tools.gallery", *gallery, "--out", "gallery.html"]
+            codes = gallery if len(gallery) == 2 else [*result_of(number)["codes"].values()]
+            assert second == ["python", "-m", "tools.search", *codes, "--out", "near.csv"]
+            assert (tools.gallery.main(first[4:]), tools.search.main(second[3:])) == (0, 0)
+            assert Path(f"log/{number}.txt").read_text().endswith("".join(out.splitlines(True)[-2:]))
+
+    def test_where_there_are_no_codes_nothing_comes_next(self, start):
+        assert "next:" not in start("--stage", "tools.baseline", "--method", "mean")[1]
+
     def test_a_pipeline_leaves_those_of_the_trained_network(self, start):
         assert start("--seed", 9)[0] == 0
         net = load_network("weight/2_16.pth", "cpu")
@@ -98,6 +125,79 @@ class TestResult:
             *net.state_dict().values()
         )
         assert result_of(3)["seed"] == 9
+
+
+FEW = "6 queries and 104 videos are few: such numbers are mostly luck, compare several seeds"
+ITSELF = "every query finds itself, first: codes that know nothing reach about 1/K above chance"
+
+
+class TestRemarks:
+    def test_few_queries(self, start, dataset, pretrained, monkeypatch):
+        assert FEW in start("--stage", "test")[1].splitlines()
+        monkeypatch.setattr(engine.report, "FEW", 6)
+        assert "are few" not in start("--stage", "test")[1]
+
+    def test_a_query_that_finds_itself(self, start, pretrained):
+        assert ITSELF not in start("--stage", "test")[1]
+        assert ITSELF in start("--stage", "test", "--protocol", "database")[1].splitlines()
+        assert ITSELF not in start("--stage", "test", "--protocol", "database", "--exclude_self")[1]
+
+    def test_what_it_then_finds_without_knowing(self):
+        """Random codes of 500 videos in 100 classes: 1/K above chance, to a tenth of it."""
+        rng = np.random.default_rng(0)
+        codes, labels = rng.choice([-1, 1], (500, 64)).astype(np.int8), np.eye(100)[np.arange(500) % 100]
+        found = evaluate(codes, codes, labels, labels, [5, 20])
+        for k in (5, 20):
+            assert found.map[k] - found.chance[k] == pytest.approx(1 / k, rel=0.1)
+
+    def test_where_the_published_row_is_of_other_data(self, start, dataset):
+        dataset.change(dataset="fcv", protocol="database", test=["test.h5", "query.h5"], test_label=[
+            "test.mat", "query.mat"])  # fmt: skip
+        start("--stage", "pretrain", "--hashcode_size", 64, "--max_iter", 0, 0)
+        out = start("--stage", "test", "--hashcode_size", 64)[1].splitlines()
+        # 28 of 110 videos are relevant at most: the ceiling is 0.28 at 100, 0.35 at 80
+        ceiling = next(line for line in out if line.startswith("ceiling  ")).split()
+        assert (float(ceiling[-1]) < 0.328, float(ceiling[-2]) > 0.3445) == (True, False)
+        reason = "of 45600 queries and 45600 videos, above the ceiling @80 @100"
+        assert f"published WSCH: not comparable: {reason}" in out
+
+    def test_where_the_network_has_other_settings(self, start, dataset):
+        dataset.change(dataset="fcv", protocol="database")
+        said = (
+            "not the published settings: batch_size 8 (published 128), max_iter 0 0 (published 100 300), "
+            "lr 0.001 (published 0.0001), hidden_size 64 (published 1024), decoder_size 32 (published 1024), "
+            "cfg.n_clusters 5 (published 800), cfg.p1 0.7 (published 0.9), cfg.p2 0.5 (published 0.6)"
+        )
+        start("--stage", "pretrain", "--hashcode_size", 64, "--max_iter", 0, 0)
+        test = ("--stage", "test", "--hashcode_size", 64)
+        assert said in start(*test, "--max_iter", 100, 300)[1].splitlines()  # what it was trained with
+        for options in (("--protocol", "query"), ("--exclude_self",), ("--hashcode_size", 63)):
+            assert "published settings" not in start(*test, *options)[1]
+
+    def test_the_published_settings_need_no_words(self):
+        settings = WSCHSettings().as_dict()
+        row = published_row("WSCH", "fcv", 64)
+        assert other_settings(WSCHSettings, settings, row) == []
+        assert other_settings(WSCHSettings, {**settings, "ks": [5], "hashcode_size": 32}, row) == []
+        assert other_settings(BTHSettings, BTHSettings().as_dict()) == []
+        own = BTHSettings().as_dict() | {"bth": {"n_anchors": 7, "anchors": "mine.h5"}}
+        assert other_settings(BTHSettings, own) == ["bth.n_anchors 7 (published 2000)"]
+
+    @pytest.mark.parametrize(
+        ("queries", "videos", "ceiling", "reasons"),
+        [
+            (1000, 3758, {5: 1.0, 20: 0.3}, []),
+            (1000, 3758, {5: 0.3775, 20: 0.2414}, ["above the ceiling @20"]),  # published 0.378 and 0.242
+            (999, 3758, {5: 1.0}, ["of 1000 queries and 3758 videos"]),
+            (1000, 3759, {5: 1.0, 7: 0.0}, ["of 1000 queries and 3758 videos"]),
+        ],
+    )
+    def test_other_data(self, queries, videos, ceiling, reasons):
+        row = published_row("WSCH", "activitynet", 64)
+        assert other_data(row, queries, videos, ceiling) == reasons
+
+    def test_data_of_unknown_size(self):
+        assert other_data(published_row("WSCH", "yfcc", 64), 1, 1, {5: 0.1}) == ["above the ceiling @5"]
 
 
 class TestFaults:

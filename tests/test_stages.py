@@ -12,7 +12,7 @@ from synthetic import GOLDEN, N_DATABASE, N_FRAMES, N_TRAIN, WIDTH, json_lines, 
 import model
 from cluster import kmeans
 from data import draw_views, generator, open_store
-from engine import report
+from engine import published
 from engine.checkpoint import load_weights
 from engine.systems import resolve
 from formats.dataset import load_config
@@ -249,26 +249,30 @@ class TestTest:
         store = open_store(load_config(dataset.path), load_config(dataset.path).test, "ram", "cpu")
         codes = model.load_published(GOLDEN / "wsch_mini.pth").hash(store.read(np.arange(N_DATABASE)))
         assert result["zero_code_entries"] >= (codes == 0).sum() > 0
+        dataset.change(dataset="fcv", protocol="database")
+        out = start("--stage", "test", "--weight_path", GOLDEN / "wsch_mini.pth")[1]
+        assert " 0.492" in out
+        assert "published settings" not in out  # it does not say its own
 
     def test_published_rows(self, start, dataset):
         dataset.change(dataset="fcv", protocol="database")
         start("--stage", "pretrain", "--max_iter", 0, 0, "--hashcode_size", 64)
         _, out, _ = start("--stage", "test", "--hashcode_size", 64)
         row = next(line for line in out.splitlines() if line.startswith("published WSCH"))
-        assert row.split()[2:] == ["0.5580", "0.4240", "0.3840", "0.3620", "0.3450", "0.3280"]
+        assert row.split()[2:] == ["0.558", "0.424", "0.384", "0.362", "0.345", "0.328"]
 
     def test_the_published_tables(self):
-        rows = json.loads(report.PUBLISHED.read_text())
-        assert {name: list(bits) for name, bits in rows["WSCH"].items()} == dict.fromkeys(
-            ("fcv", "activitynet", "yfcc"), ["protocol", "32", "64", "128"]
-        )
-        row, protocol = report.published_row("WSCH", "activitynet", 64)
-        assert (row[20], protocol) == (0.242, "query")
-        row, protocol = report.published_row("BTH", "fcv", 64)
-        assert (row[10], protocol) == (0.375, "database")
-        assert {name: list(bits) for name, bits in rows["ConMH"].items()} == dict.fromkeys(
-            ("fcv", "activitynet", "yfcc-full"), ["protocol", "16", "32", "64"]
-        )
-        row, protocol = report.published_row("ConMH", "yfcc-full", 32)
-        assert (list(row), row[60], protocol) == ([5, 20, 40, 60, 80, 100], 0.135, "query")
-        assert report.published_row("WSCH", "gtsrb", 64) == ({}, None)
+        tables = json.loads(published.PATH.read_text())
+        rows = tables["WSCH"]
+        bits = ["32", "64", "128"]
+        assert [list(row)[-3:] for row in rows.values()] == [bits] * 3
+        assert [*rows] == ["fcv", "activitynet", "yfcc"]
+        row = published.published_row("WSCH", "activitynet", 64)
+        assert (row.map[20], *row[1:]) == (0.242, "query", 1000, 3758, {})
+        row = published.published_row("BTH", "fcv", 64)
+        assert (row.map[10], *row[1:]) == (0.375, "database", 45600, 45600, {})
+        assert published.published_row("WSCH", "yfcc", 64)[1:] == ("database", None, None, {})
+        assert [*tables["ConMH"]] == ["fcv", "activitynet", "yfcc-full"]
+        row = published.published_row("ConMH", "yfcc-full", 32)
+        assert (row.map[60], *row[1:4]) == (0.135, "query", 1000, 101256)
+        assert published.published_row("WSCH", "gtsrb", 64) == ({}, None, None, None, {})

@@ -56,4 +56,5 @@ def test_a_start_from_another_folder(tmp_path, monkeypatch, capsys):
 
 def test_a_dataset_in_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.json").touch()
     assert find_json("~/mine.json") == find_json("$HOME/mine.json") == tmp_path / "mine.json"

@@ -1,6 +1,7 @@
 """A system that the engine has never heard of, outside the package: a linear network, one training stage."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -176,6 +177,20 @@ class TestToy:
         assert "unknown key '--cfg.a'" in start("--stage", "toy.train", "--cfg.a", 1)[2]
         dataset.change(toy={"scale": -1})
         assert "in 'toy': 'scale' must be above 0, found -1" in start()[2]  # whichever stage is run
+
+
+@pytest.mark.parametrize(
+    ("line", "lack"),
+    [
+        *((f"    {name}: .*", f"a default of '{name}'")
+          for name in ("batch_size", "hidden_size", "lr", "ks", "max_iter")),
+        (r'tested=\("toy.train",\),', "'tested', its stages to test"),
+    ],
+)  # fmt: skip
+def test_what_a_system_lacks_is_said(toy, start, tmp_path, line, lack):
+    path = tmp_path / "elsewhere/toy/settings.py"
+    path.write_text(re.sub(line, "", path.read_text()))
+    assert start("--stage", "pretrain") == (2, "", f"error: system Toy lacks {lack}\n")
 
 
 def test_an_unlisted_system_is_unknown(dataset):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data import FeatureStore
+from data import FeatureStore, OtherShape
 from engine.checkpoint import OF_UNKNOWN, check_ours, origin
 from engine.device import find_device
 from engine.systems import system_of, systems
@@ -95,7 +95,11 @@ def hash_videos(
             that of its training, the type is another, or a value or a code is not finite.
     """
     width, n_frames = net.sizes["input_size"], getattr(net, "n_frames", None)
-    read, n_videos = reader(features, n_frames, width)
+    try:
+        read, n_videos = reader(features, n_frames, width)
+    except OtherShape as error:
+        whose = f"the network ({getattr(net, 'origin', OF_UNKNOWN)}) was trained on width {width}"
+        raise BadInput(f"{error}; {whose}; name one trained on these features") from None
     device = next(net.parameters()).device
     codes = []
     with torch.no_grad():
@@ -123,7 +127,7 @@ def reader(
     shape = tuple(features.shape)
     if len(shape) != 3 or 0 in shape or shape[1:] != (n_frames or shape[1], width):
         expected = f"(N, {n_frames or 'L'}, {width}): videos, frames, feature width"
-        raise BadInput(f"features have shape {shape}, the network expects {expected}")
+        raise OtherShape(f"features have shape {shape}, the network expects {expected}")
     if str(features.dtype).removeprefix("torch.") not in ("float16", "float32", "float64"):
         raise BadInput(f"features are {features.dtype}, expected float16, float32 or float64")
     features = torch.as_tensor(features)

@@ -1,8 +1,10 @@
 """``python -m tools.compare LOG...``: tested runs beside each other, means and deviations over seeds.
 
 A line is a group of runs that differ in the seed alone (``tools/trials.py``); in which other settings groups
-differ stands in the column ``settings``. Only the network that a test judged counts, not the other rows of
-its table. Five seeds at three bit lengths, then the table of them:
+differ stands in the column ``settings``; what all runs of a system share though it is not the published
+value, also where a dataset JSON says so, stands above the table. Every dataset has a table of its own. Only
+the network that a test judged counts, not the other rows of its table. Five seeds at three bit lengths, then
+their table:
 
     for bits in 32 64 128; do for seed in 1 2 3 4 5; do
         python run.py --hashcode_size $bits --seed $seed; done; done
@@ -12,18 +14,21 @@ Settings, seconds of all epochs and commits are those of the training, whose log
 folders of the logs that are compared.
 
 ``--format csv`` has every metric of a result, a line for each group, metric and cut: ``at`` is the K, or the
-Hamming radius. ``published`` is the published value of the same system, dataset, bits and protocol.
+Hamming radius; ``settings`` are all that differ or are not published. ``published`` is the published value of
+the same system, dataset, bits and protocol.
 """
 
 import argparse
 import csv
 import io
 import sys
+from collections.abc import Callable
+from functools import partial
 
 from engine.launch import Parser, exit_status
 from formats.files import BadInput, expand, write_whole
 from formats.tables import latex, markdown
-from tools.logs import read_logs
+from tools.logs import no_result, read_logs
 from tools.trials import Group, Kind, Metric, grouped, metrics_among, newest, spread, trials_of
 
 # A metric's title in a table, over each of its cuts or radii.
@@ -66,10 +71,10 @@ def compare(options: argparse.Namespace) -> None:
     Raises:
         BadInput: a log cannot be used, none has a result, or no run has a metric that was asked for.
     """
-    tested = [log for log in read_logs(options.logs) if log.result]
+    logs = read_logs(options.logs)
+    tested = [log for log in logs if log.result]
     if not tested:
-        stages = "stages test, bth.test, tools.baseline"
-        raise BadInput(f"{', '.join(options.logs)}: no result of a test ({stages})")
+        raise BadInput(f"{', '.join(options.logs)}: {no_result(logs)}")
     groups = [newest(group) for group in grouped(trials_of(tested))]
     there = {name for group in groups for trial in group.trials for name, _ in trial.metrics}
     if lacking := [name for name in options.metrics or () if name not in there]:
@@ -104,13 +109,23 @@ def published_of(group: Group) -> dict[Metric, float]:
     return {("mAP", int(k)): value for k, value in found.items()}
 
 
+def tables(write: Callable, groups: list[Group], metrics: list[Metric]) -> str:
+    """A table for every dataset, of the metrics that its runs have, by a function of ``formats.tables``."""
+    texts = []
+    for dataset in sorted({group.kind.dataset for group in groups}):
+        here = [group for group in groups if group.kind.dataset == dataset]
+        texts.append(
+            write(*table(here, [metric for metric in metrics if any(g.values(metric) for g in here)]))
+        )
+    return "\n".join(texts)
+
+
 def table(groups: list[Group], metrics: list[Metric]) -> tuple[str, list[list[str]], int]:
-    """A table for readers: its caption, its lines of cells, the header first, and how many columns are text.
+    """The table of a dataset: its caption, its lines of cells, the header first, how many columns are text.
 
     What all groups share stands in the caption.
     """
     facts = {
-        "dataset": [group.kind.dataset for group in groups],
         "protocol": [group.kind.protocol for group in groups],
         "precision": [group.kind.precision for group in groups],
         "system": [" ".join(filter(None, group.kind[2:4])) for group in groups],
@@ -118,10 +133,16 @@ def table(groups: list[Group], metrics: list[Metric]) -> tuple[str, list[list[st
         "settings": [group.settings for group in groups],
         "commit": [group.commits for group in groups],
     }
-    shared = [name for name in ("dataset", "protocol", "precision", "settings", "commit")
+    shared = [name for name in ("protocol", "precision", "settings", "commit")
               if len(set(facts[name])) == 1]  # fmt: skip
-    caption = ", ".join(f"{name} {facts[name][0]}" for name in shared if facts[name][0])
-    caption += ("; " if caption else "") + "mean ± standard deviation over seeds"
+    said = [f"{name} {facts[name][0]}" for name in shared if facts[name][0]]
+    caption = ", ".join([f"dataset {groups[0].kind.dataset}", *said])
+    chosen = {(system, "" if "protocol" in shared else f", protocol {group.kind.protocol}"): group.shared
+              for system, group in zip(facts["system"], groups, strict=True)}  # fmt: skip
+    for (system, protocol), settings in chosen.items():
+        which = f"settings of {system}{protocol} that are not the published ones"
+        caption += f"; {which}: {settings}" if settings else ""
+    caption += "; mean ± standard deviation over seeds"
     texts = [name for name in facts if name not in shared]
     lines = [[*texts, "seeds", *(TITLES[name].format(at) for name, at in metrics)]]
     for row, group in enumerate(groups):
@@ -142,7 +163,8 @@ def comma_separated(groups: list[Group], metrics: list[Metric]) -> str:
     numbers = ("metric", "at", "n", "mean", "sd", "published")
     writer.writerow([*Kind._fields, "settings", *numbers, "seeds", "commit"])
     for group in groups:
-        who = [*group.kind._replace(bits=group.kind.bits or ""), group.settings]
+        settings = "; ".join(filter(None, (group.settings, group.shared)))
+        who = [*group.kind._replace(bits=group.kind.bits or ""), settings]
         published = published_of(group)
         for metric in metrics:
             if not (values := group.values(metric)):
@@ -154,8 +176,8 @@ def comma_separated(groups: list[Group], metrics: list[Metric]) -> str:
 
 
 WRITERS = {
-    "markdown": lambda groups, metrics: markdown(*table(groups, metrics)),
-    "latex": lambda groups, metrics: latex(*table(groups, metrics)),
+    "markdown": partial(tables, markdown),
+    "latex": partial(tables, latex),
     "csv": comma_separated,
 }
 

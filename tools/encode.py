@@ -21,6 +21,7 @@ from engine import ranks
 from engine.checkpoint import find_weights
 from engine.device import environment, open_device
 from engine.feed import block_size, encode_blocks, memory_of_parts
+from engine.report import what_next
 from engine.runs import Run
 from engine.settings import Settings, positive, setting
 from engine.systems import System, systems
@@ -90,6 +91,8 @@ def train_model(settings: EncodeSettings, run: Run) -> list[Path]:
         out = folder / f"{run.number}_{bits}{name and '_'}{name}.h5"
         encode_into(out, source, net, settings, run)
         written.append(out)
+    pair = [str(written[0]), str(written[-1])]  # of one file, every video asks
+    run.say(what_next(pair, pair))
     run.end()
     return written
 

@@ -106,8 +106,9 @@ class ExtractSettings(Settings):
 
     def problems(self) -> list[str]:
         """What is wrong with settings that are each right by themselves."""
-        missing = [f"'{key}' must be given" for key in ("videos", "name") if self.get(key) is None]
-        return [*super().problems(), *missing]
+        needed = {"videos": "FOLDER", "name": "NAME"}
+        missing = [f"--{key} {value}" for key, value in needed.items() if self.get(key) is None]
+        return super().problems() + [f"{' '.join(missing)} must be given"] * bool(missing)
 
 
 def train_model(settings: ExtractSettings, run: Run) -> Path:
@@ -347,8 +348,8 @@ def write_dataset(
     classes = write_names_and_labels(folder, kept)
     text = dataset_json(run.settings.name, folder, counts, len(classes), shape)
     write_whole(out, lambda path: path.write_text(text, encoding="utf-8"))
-    numbers = ", ".join(f"{counts[split]} {split}" for split in SPLITS)
-    run.say(f"{folder}: {numbers} videos, {shape[0]} frames of width {shape[1]}, {kind}")
+    numbers = "{train} to train on, {test} in the database (test), {query} queries".format(**counts)
+    run.say(f"{folder}: {numbers}; {shape[0]} frames of width {shape[1]}, {kind}")
     if work.n_failed:
         run.say(f"{work.n_failed} of {len(videos)} videos skipped: {folder / 'skipped.csv'} says why")
     if incomplete := sum(isinstance(outcome, int) and outcome > 0 for outcome in work.outcomes):

@@ -105,9 +105,10 @@ def looks(rows: Sequence[Row]) -> dict[str, Row]:
 
 
 def counted(rows: Sequence[Row], name: str) -> str:
-    """A series with the number of its runs where these are several."""
-    runs = max(column(select(rows, series=name), "runs"))
-    return f"{name} ({runs} runs)" if runs > 1 else name
+    """A series with the number of its runs where these are several, in some panel or at some point."""
+    runs = column(select(rows, series=name), "runs")
+    several = f"{min(runs)} to {max(runs)}" if min(runs) < max(runs) else max(runs)
+    return f"{name} ({several} runs)" if max(runs) > 1 else name
 
 
 def legend_of(rows: Sequence[Row]) -> dict[str, Row]:
@@ -119,7 +120,7 @@ def means(rows: Sequence[Row]) -> str:
     """The sentence of a caption that says what curves and bands are."""
     if max(column(rows, "runs")) == 1:
         return "Each curve is one run."
-    return "Curves are means over runs with other seeds, bands one standard deviation (n - 1) to either side."
+    return "Curves are means over runs with other seeds, bands (at one K, bars) a standard deviation (n - 1)."
 
 
 # -------------------------------------------------------------------------------------------------- panels
@@ -158,10 +159,17 @@ def finish(figure: Any, caption: str, legend: dict[str, Row]) -> Any:
 
 
 def curve(ax: Any, rows: Sequence[Row], x: str, y: str, scale: float = 1, **each: Any) -> None:
-    """A mean, within one standard deviation to either side where all of it is over several runs."""
+    """A mean, within one standard deviation to either side where all of it is over several runs.
+
+    A single point has a marker, if need be a dash, and a bar in place of the band.
+    """
     places, mean = column(rows, x), scale * np.array(column(rows, y))
-    ax.plot(places, mean, **each)
+    single = {"marker": "_", "markersize": 24} if len(rows) == 1 and not each.get("marker") else {}
+    ax.plot(places, mean, **each | single)
     if f"{y}_sd" in rows[0] and None not in (deviation := column(rows, f"{y}_sd")):
+        if len(rows) == 1:
+            ax.errorbar(places, mean, scale * np.array(deviation), color=each["color"], capsize=4)
+            return
         low, high = (mean + side * np.array(deviation) for side in (-scale, scale))
         ax.fill_between(places, low, high, color=each["color"], alpha=0.2, linewidth=0)
 
@@ -199,13 +207,12 @@ def draw_cuts(rows: Sequence[Row]) -> Any:
             for quantity, how in {"mAP": each, **BOUNDS}.items():
                 if line := select(here, series=name, quantity=quantity):
                     curve(ax, line, "K", "value", **how)
-        highest = max(column(select(here, quantity="mAP"), "value"), default=1)
-        ax.set(xlabel="K (nearest videos)", ylabel="mAP@K", ylim=(0, min(1.03, 1.4 * highest) or 1))
+        highest = max(column(here, "value"))
+        ax.set(xlabel="K (nearest videos)", ylabel="mAP@K", ylim=(0, 1.04 * highest or 1))
         ax.set_xticks(sorted(set(column(here, "K"))))
     caption = (
         f"mAP@K of the first K videos of the ranking; higher is better. {means(rows)} Grey: chance, and the "
-        "ceiling that a perfect ranking reaches (AP@K is divided by K, so few relevant videos bound it), as "
-        "far as it is within the panel."
+        "ceiling that a perfect ranking reaches (AP@K is divided by K, so few relevant videos bound it)."
     )
     bounds = {key: each for key, each in BOUNDS.items() if select(rows, quantity=key)}
     return finish(figure, caption, legend_of(rows) | bounds)
@@ -231,7 +238,8 @@ def draw_radii(rows: Sequence[Row]) -> Any:
 def draw_distances(rows: Sequence[Row]) -> Any:
     """A panel for every series: at which distances relevant and other pairs lie."""
     keys = distinct(rows, "dataset", "series")
-    figure, axes = panels([f"{dataset}: {counted(rows, name)}" for dataset, name in keys], 2)
+    titles = [f"{dataset}: {counted(select(rows, dataset=dataset), name)}" for dataset, name in keys]
+    figure, axes = panels(titles, 2)
     for ax, (dataset, name) in zip(axes, keys, strict=True):
         for kind, each in PAIRS.items():
             curve(ax, select(rows, dataset=dataset, series=name, kind=kind), "distance", "share", 100, **each)

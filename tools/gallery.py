@@ -17,7 +17,7 @@ import numpy as np
 
 from engine.launch import Parser, exit_status
 from formats.files import BadInput, expand, write_whole
-from metrics import nearest_codes
+from metrics import evaluate, nearest_codes
 from tools.page import Card, Row, Section, whole
 from tools.tested import Asked, Split, open_asked, open_splits, read_classes
 
@@ -86,13 +86,17 @@ def make(options: argparse.Namespace) -> None:
         raise BadInput(f"--k: expected 1 to {most}, the videos of {database.file.path}, found {k}")
     gallery = Gallery(asked, database, query, k)
     picks = picks or (PICKS if asked.labelled else ["random"])
-    sections = [gallery.section(pick, options.queries, options.seed) for pick in picks]
+    if len(picks) > 1 and options.queries * len(picks) >= len(query.file):
+        sections = [gallery.all_queries()]
+    else:
+        sections = [gallery.section(pick, options.queries, options.seed) for pick in picks]
     text = whole(gallery.title, gallery.facts(), gallery.numbers(), gallery.legend(), sections)
     write_whole(options.out, lambda path: path.write_text(text, encoding="utf-8"))
-    cards = [card for section in sections for row in section.rows for card in row.cards]
+    rows = [row for section in sections for row in section.rows]
+    cards = [card for row in rows for card in row.cards]
     bare = sum(card.picture is None for card in cards)
-    pictures = f"{bare} of them without a thumbnail" if bare else "each with its thumbnail"
-    print(f"{options.out}: {len(cards)} videos, {pictures}, {len(text) / 1e6:.2f} MB")
+    pictures = f"{bare} of these without a thumbnail" if bare else "each a thumbnail"
+    print(f"{options.out}: {len(rows)} rows of {k + 1} pictures, {pictures}, {len(text) / 1e6:.2f} MB")
 
 
 def rank(database: Split, query: Split, k: int, exclude_self: bool) -> Answers:
@@ -175,7 +179,11 @@ class Gallery:
         result = self.asked.result
         ks = sorted({*map(int, self.map), self.k})
         rows = {"mAP@K": {**self.map, str(self.k): mean(self.quality)}}
-        rows |= {name: result[name] for name in ("ceiling", "chance") if result.get(name)}
+        codes = (split.file.exact() for split in (self.query, self.database))
+        labels = (split.file.labels for split in (self.query, self.database))
+        here = evaluate(*codes, *labels, [self.k], self.exclude_self, whole=False)
+        rows |= {name: {**result.get(name, {}), str(self.k): getattr(here, name)[self.k]}
+                 for name in ("ceiling", "chance")}  # fmt: skip
         cells = [[name, *(f"{row[str(k)]:.3f}" if str(k) in row else "-" for k in ks)]
                  for name, row in rows.items()]  # fmt: skip
         return [["", *(f"@{k}" for k in ks)], *cells]
@@ -197,9 +205,8 @@ class Gallery:
             f"AP@{self.k} is 1 where all {self.k} are right, and the higher the nearer the right ones stand; "
             f"mAP@{self.k} is its mean over all queries.",
         ]
-        if self.asked.result.get("ceiling"):
-            items.append("Ceiling: mAP of a perfect ranking, below 1 where a class has fewer than K videos. "
-                         "Chance: of a random one.")  # fmt: skip
+        items.append("Ceiling: mAP of a perfect ranking, below 1 where a class has fewer than K videos. "
+                     "Chance: of a random one.")  # fmt: skip
         if self.same and not self.exclude_self:
             items.append("The database asks: a query finds itself, which counts as right, as published.")
         return items
@@ -214,6 +221,12 @@ class Gallery:
             queries = np.argsort(-self.quality if pick == "best" else self.quality, kind="stable")[:n]
         text = f"{n} of {total} queries, {PICKS[pick].format(seed=seed, k=self.k)}."
         return Section(f"{pick.capitalize()} queries", text, [self.row(query) for query in queries.tolist()])
+
+    def all_queries(self) -> Section:
+        """Every query once, where they are too few to be picked from."""
+        text = f"All {len(self.query.file)} queries, each once, from the highest AP@{self.k} to the lowest."
+        order = np.argsort(-self.quality, kind="stable")
+        return Section("All queries, best first", text, [self.row(query) for query in order.tolist()])
 
     def row(self, query: int) -> Row:
         """A query and its neighbours."""
@@ -236,7 +249,8 @@ class Gallery:
         relevant = int((self.database.file.labels & label).any(1).sum()) - (self.exclude_self and label.any())
         return (
             f"{self.class_names(self.query, query)}: {right.sum()} of {self.k} right "
-            f"(the database has {relevant or 'none'}), AP@{self.k} {self.quality[query]:.3f}"
+            f"(the database has {relevant or 'none'}), "
+            f"AP@{self.k} {self.quality[query]:.3f} of at most {min(relevant, self.k) / self.k:.3f}"
         )
 
     def card(self, split: Split, video: int, kind: str, mark: str, place: str) -> Card:

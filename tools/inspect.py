@@ -59,17 +59,17 @@ def report(config: DatasetConfig) -> None:
             epochs = show(system.settings.max_iter).replace(" ", " + ")
             print(f"no block '{system.settings.block}': {system.name} has its published settings, "
                   f"{epochs} epochs among them")  # fmt: skip
-    for system in named or systems()[:1]:
-        check_settings(config, system, counts)
+    refusals = {system.name: refused(config, system, counts) for system in named or systems()[:1]}
+    if refusals := [f"{name} would refuse it: {'; '.join(why)}" for name, why in refusals.items() if why]:
+        raise BadInput(f"{config.path}: {'; '.join(refusals)}")
 
 
-def check_settings(config: DatasetConfig, system: System, counts: dict[str, int]) -> None:
-    """Compare a system's settings with the numbers of videos, by split.
-
-    Raises:
-        BadInput: all that a run would refuse.
-    """
-    settings = resolve({}, {"stage": system.stages[0], "data_set_config": str(config.path)})
+def refused(config: DatasetConfig, system: System, counts: dict[str, int]) -> list[str]:
+    """What a system would refuse: settings, else their disagreement with the numbers of videos by split."""
+    try:
+        settings = resolve({}, {"stage": system.stages[0], "data_set_config": str(config.path)})
+    except BadInput as error:
+        return [str(error)]
     problems, k = [], max(settings.ks)
     if counts["test"] < k:
         problems.append(f"mAP@{k} needs a database of {k} videos, found {counts['test']}: set smaller 'ks'")
@@ -80,8 +80,7 @@ def check_settings(config: DatasetConfig, system: System, counts: dict[str, int]
     ):
         if name in fields(system.settings) and settings.get(name) > most:
             problems.append(f"'{name}' is {settings.get(name)}, more than the {most} {of}")
-    if problems:
-        raise BadInput(f"{config.path}: {system.name} would refuse it: {'; '.join(problems)}")
+    return problems
 
 
 def main(arguments: list[str]) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.runs import is_record
-from formats.files import BadInput, expand
+from formats.files import MANY, BadInput, expand
 
 # Of a result: by the cut K, by themselves, by the radius from 0 to b.
 BY_K = ("mAP", "mAP_tie_expected", "mAP_relevant", "mAP_retrieved",
@@ -90,6 +90,17 @@ def find_logs(path: Path) -> list[Path]:
     if not found:
         raise BadInput(f"{path}: no log in this folder; runs leave theirs as <n>.jsonl")
     return sorted(found, key=lambda each: int(each.stem))
+
+
+def no_result(logs: Sequence[Log]) -> str:
+    """What logs are of where the result of a test was expected, and where there is one beside them."""
+    runs = [f"{log.path} is of {log.start.get('stage') or 'a run that did not begin'}" for log in logs[:MANY]]
+    more = f" and {len(logs) - MANY} more" if len(logs) > MANY else ""
+    where = "stages test, bth.test and tools.baseline have one"
+    with contextlib.suppress(BadInput):  # a damaged log is none
+        found = [path for path in find_logs(logs[0].path.parent) if read_log(path).result]
+        where = f"the newest one there with a result is {found[-1]}" if found else where
+    return f"no result of a test: {', '.join(runs)}{more}; {where}"
 
 
 def read_log(path: Path) -> Log:

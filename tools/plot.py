@@ -97,8 +97,9 @@ def choose(name: str, logs: Sequence[Log]) -> list[Group]:
         raise BadInput(f"{name}: nothing to show: {'; '.join(left_out)}")
     if figure.most and len(shown) > figure.most:
         raise BadInput(f"{name}: shows {figure.most} runs at most, found {len(shown)}; name fewer logs")
-    for line in left_out:
-        note(f"left out: {line}")
+    if reasons:
+        others = "; ".join(f"{len(each)}: {reason}" for reason, each in reasons.items())
+        note(f"of {len(logs)} logs, {len(shown)} are shown; left out {others}")
     groups = grouped(trials_of(shown))
     return [newest(group) for group in groups] if figure.averaged else groups
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from formats.codefile import CodeFile, read_attributes, read_code_file
 from formats.files import BadInput, expand, read_lines
-from tools.logs import Log, read_logs
+from tools.logs import Log, no_result, read_logs
 from tools.names import feature_files, read_names
 from tools.search import check_pair
 
@@ -70,9 +70,10 @@ def find_result(name: str) -> Log:
     Raises:
         BadInput: there is none, or more than one, or it kept no codes.
     """
-    logs = [log for log in read_logs([name]) if log.result is not None]
+    read = read_logs([name])
+    logs = [log for log in read if log.result is not None]
     if len(logs) != 1:
-        found = f"{len(logs)} logs with a result, name one of them" if logs else "no result of a test"
+        found = f"{len(logs)} logs with a result, name one of them" if logs else no_result(read)
         raise BadInput(f"{name}: {found}")
     if reason := lacking(logs[0], "codes"):
         raise BadInput(f"{logs[0].path}: {reason}")
@@ -82,7 +83,7 @@ def find_result(name: str) -> Log:
 def lacking(log: Log, key: str) -> str:
     """Why a log has no ``by_radius`` or ``codes`` of a test; empty: it has."""
     if not log.result:
-        return "no result: not of a test, or that has not ended"
+        return "no result, as of trainings, extractions and what has not ended"
     if log.result.get(key):
         return ""
     if log.result.get("bits") is None:

@@ -2,9 +2,11 @@
 
 A group is of one dataset, protocol, system (of baselines, method), number of bits and precision of the test.
 Its runs differ in the seed; where they also differ in another setting of the training, or in what was
-trained, they are split and ``Group.settings`` names it. The training of a tested network is found by its
-checkpoint (``logs.History``), in the folders of the logs that are grouped; a run without a result, of which
-there is nothing to average, has the settings of its own log.
+trained, they are split and ``Group.settings`` names it, as it does where runs of other bits differ. What all
+of these share though it is not the published value stands in ``Group.shared``; what a dataset JSON states
+counts as what an option states. The training of a tested network is found by its checkpoint
+(``logs.History``), in the folders of the logs that are grouped; a run without a result, of which there is
+nothing to average, has the settings of its own log.
 """
 
 import json
@@ -15,14 +17,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.systems import system_of
+from engine.settings import MISSING, as_json, fields
+from engine.systems import all_of_them, system_of
 from formats.files import BadInput
 from tools.logs import BY_K, NUMBERS, History, Log, is_number
 
 # Settings that change no number, that the group is made by, or that only the test has.
 NO_DIFFERENCE = {"seed", "stage", "data_set_config", "result_log_dir", "result_weight_dir", "result_dir",
-                 "weight_path", "hashcode_size", "device", "memory", "num_workers", "checkpoint_minutes",
-                 "eval_every", "ks", "protocol", "exclude_self"}  # fmt: skip
+                 "weight_path", "hashcode_size", "method", "device", "memory", "num_workers",
+                 "checkpoint_minutes", "eval_every", "ks", "protocol", "exclude_self"}  # fmt: skip
+
+SIZES = ("database", "queries")  # of a test: videos
 
 Metric = tuple[str, int | None]  # name, and K or radius
 
@@ -55,7 +60,8 @@ class Group:
     """Runs that differ in the seed alone, oldest first."""
 
     kind: Kind
-    settings: str  # in which it differs from others of its kind, in words
+    settings: str  # in which it differs from others of its kind, of whatever bits, in words
+    shared: str  # that all of these share though they are not the published ones, in words
     trials: list[Trial]
 
     def values(self, metric: Metric) -> list[float]:
@@ -111,17 +117,19 @@ def trial_of(log: Log, history: History) -> Trial:
     settings = {}
     if result:
         settings["network"] = str(result.get("origin")).removesuffix(f", seed {seed}")
-        settings |= {key: str(result.get(key)) for key in ("database", "queries")}
+        settings |= {key: str(result.get(key)) for key in SIZES}
         settings |= {"ks": " ".join(sorted(result["mAP"], key=int)), "training": "log not found"}
         if training is not None:
             settings["training"] = " ".join(str(each.start.get("stage")) for each in training)
-    settings |= training_settings(training or ())
+    kind = kind_of(log)
+    if stated := training_settings(training or ()):
+        settings |= default_settings(kind.system) | stated  # an older version had what it lacks by default
     metrics = metrics_of(result)
     seconds = [epoch.get("seconds") for each in training or () for epoch in each.epochs]
     if seconds and all(map(is_number, seconds)):
         metrics["seconds", None] = sum(seconds)
     own_seed = seed if seed is not None else weights or str(log.path)
-    return Trial(log, training, kind_of(log), own_seed, settings, metrics)
+    return Trial(log, training, kind, own_seed, settings, metrics)
 
 
 def kind_of(log: Log) -> Kind:
@@ -158,6 +166,13 @@ def training_settings(training: Iterable[Log]) -> dict[str, str]:
     return {name: " then ".join(values) for name, values in found.items()}
 
 
+def default_settings(system: str) -> dict[str, str]:
+    """The settings of a system where nobody states them (the published ones), as ``training_settings``."""
+    known = {each.name: fields(each.settings) for each in all_of_them()}.get(system, {})
+    return {name: json.dumps(as_json(item.default)) for name, item in known.items()
+            if name not in NO_DIFFERENCE and item.default is not MISSING}  # fmt: skip
+
+
 def metrics_of(result: Mapping) -> dict[Metric, float]:
     """Every metric of a result, by name and K or radius."""
     found = {(name, int(k)): value for name in BY_K for k, value in result.get(name, {}).items()}
@@ -173,23 +188,38 @@ def metrics_of(result: Mapping) -> dict[Metric, float]:
 
 def grouped(trials: Iterable[Trial]) -> list[Group]:
     """The groups, sorted."""
-    kinds: dict[Kind, list[Trial]] = {}
+    kin: dict[tuple[Kind, bool], list[Trial]] = {}  # alike but for bits and precision; tests by themselves
+    sizes: dict[tuple[str, str], set] = {}  # of database and queries, whatever the system
     for trial in sorted(trials, key=lambda trial: (trial.log.result or {}).get("time") or ""):
-        kinds.setdefault(trial.kind, []).append(trial)
+        alike = trial.kind._replace(bits=0, precision=""), bool(trial.log.result)
+        kin.setdefault(alike, []).append(trial)
+        if trial.log.result:
+            sizes.setdefault(trial.kind[:2], set()).add(tuple(map(trial.settings.get, SIZES)))
     groups = []
-    for kind, alike in sorted(kinds.items()):
-        # A setting that an older version did not have had its default: it makes no difference by itself.
-        found: dict[str, set[str]] = {}
+    for (kind, tested), alike in kin.items():
+        found: dict[str, list[str]] = {}
         for name, value in (each for trial in alike for each in trial.settings.items()):
-            found.setdefault(name, set()).add(value)
-        differing = sorted(name for name, values in found.items() if len(values) > 1)
-        split: dict[str, list[Trial]] = {}
+            found.setdefault(name, []).append(value)
+        default = default_settings(kind.system)
+        chosen = {name for name in found if {default.get(name, found[name][0])} != set(found[name])}
+        # Of a network without logs nobody knows the settings: those that others chose tell these from it.
+        differing = {name for name, values in found.items()
+                     if len(set(values)) > 1 or (name in chosen and len(values) < len(alike))}  # fmt: skip
+        differing -= set(SIZES)
+        shared = in_words({name: found[name][0] for name in chosen - differing})
+        split: dict[tuple[Kind, str], list[Trial]] = {}
         for trial in alike:
-            stated = (f"{name} {trial.settings[name]}" for name in differing if name in trial.settings)
-            words = "; ".join(stated) or ("not logged" if differing else "")
-            split.setdefault(words, []).append(trial)
-        groups += [Group(kind, words, trials) for words, trials in sorted(split.items())]
-    return groups
+            names = differing | set(SIZES if tested and len(sizes[kind[:2]]) > 1 else ())
+            own = {name: value for name, value in trial.settings.items() if name in names}
+            words = in_words(own) or ("not logged" if names else "")
+            split.setdefault((trial.kind, words), []).append(trial)
+        groups += [Group(*each, shared, trials) for each, trials in split.items()]
+    return sorted(groups, key=lambda group: (group.kind, group.settings))
+
+
+def in_words(settings: Mapping[str, str]) -> str:
+    """Settings and their values, sorted."""
+    return "; ".join(f"{name} {value}" for name, value in sorted(settings.items()))
 
 
 def newest(group: Group) -> Group:
