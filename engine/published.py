@@ -54,8 +54,7 @@ def other_settings(kind: type[Settings], record: Mapping[str, Any], row: Publish
         item = fields(kind)[name]
         if name in ("hashcode_size", "ks") or item.default is None:  # what is asked of the row; file names
             continue
-        if (then := show(recorded(record, name, item))) != (
-            published := show(row.settings.get(name, item.default))
-        ):
+        then, published = show(recorded(record, name, item)), show(row.settings.get(name, item.default))
+        if then != published:
             found.append(f"{name} {then} (published {published})")
     return found

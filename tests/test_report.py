@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
-from synthetic import N_DATABASE, json_lines, killed
+from synthetic import N_DATABASE, ROOT, json_lines, killed
 
 import engine.evaluation
 import engine.loop
@@ -17,9 +17,12 @@ import engine.report
 import tools.gallery
 import tools.search
 from bth.settings import BTHSettings
+from conmh.settings import ConMHSettings
 from engine.published import other_data, other_settings, published_row
 from engine.runs import Run
+from engine.systems import read_blocks
 from formats.codefile import read_code_file
+from formats.files import read_json
 from formats.weights import read_checkpoint
 from metrics import evaluate
 from pretrain import WSCHSettings
@@ -179,9 +182,23 @@ class TestRemarks:
         row = published_row("WSCH", "fcv", 64)
         assert other_settings(WSCHSettings, settings, row) == []
         assert other_settings(WSCHSettings, {**settings, "ks": [5], "hashcode_size": 32}, row) == []
-        assert other_settings(BTHSettings, BTHSettings().as_dict()) == []
+        row = published_row("BTH", "fcv", 64)
+        assert other_settings(BTHSettings, BTHSettings().as_dict(), row) == []
         own = BTHSettings().as_dict() | {"bth": {"n_anchors": 7, "anchors": "mine.h5"}}
-        assert other_settings(BTHSettings, own) == ["bth.n_anchors 7 (published 2000)"]
+        assert other_settings(BTHSettings, own, row) == ["bth.n_anchors 7 (published 2000)"]
+
+    @pytest.mark.parametrize("name", ["fcvid", "Anet", "yfcc-full"])
+    def test_the_shipped_blocks_state_the_published_settings(self, name):
+        """Those of ConMH are not the same on every dataset."""
+        path = ROOT / f"Json/{name}.json"
+        content = read_json(path)
+        row = published_row("ConMH", content["dataset"], 64)
+        record = ConMHSettings().as_dict()
+        for key, value in read_blocks(path, content, [])["conmh"].items():
+            group, _, leaf = key.rpartition(".")
+            (record[group] if group else record)[leaf] = value
+        assert row.map
+        assert other_settings(ConMHSettings, record, row) == []
 
     @pytest.mark.parametrize(
         ("queries", "videos", "ceiling", "reasons"),
