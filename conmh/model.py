@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from formats.files import BadInput
 from formats.processor import Linear, product
 from formats.weights import build_network, read_published
 from layers import (
@@ -101,7 +102,10 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Tokens of all frames, the hidden ones last, to the hidden frames: blocks, norm, head."""
+    """Tokens of all frames, the hidden ones last, to the hidden frames: blocks and norm, then ``head``.
+
+    The head is applied by who needs the frames: training does not (``ConMH.masked``).
+    """
 
     def __init__(self, input_size: int, decoder_size: int, n_blocks: int, n_heads: int):
         super().__init__()
@@ -110,7 +114,7 @@ class Decoder(nn.Module):
         self.head = Linear(decoder_size, input_size)
 
     def forward(self, tokens: Tensor, n_hidden: int) -> Tensor:
-        """What the head makes hidden frames of: (B, L, H') -> (B, M, H')."""
+        """Transform tokens (B, L, H') to those of the hidden frames, before the head: (B, M, H')."""
         for block in self.blocks:
             tokens = block(tokens)
         return self.norm(tokens[:, -n_hidden:])
@@ -237,7 +241,7 @@ class ConMH(nn.Module):
             return self.hash_layer(self.encoder(frames, position))
 
     def decode(self, codes: Tensor, places: Places) -> Tensor:
-        """Codes (2B, V, b) to what the decoder's head makes hidden frames of, (2B, M, H')."""
+        """Codes (2B, V, b) to the decoder's tokens of the hidden frames, before its head: (2B, M, H')."""
         n_frames = places.visible.shape[1] + places.hidden.shape[1]
         position = position_encoding(n_frames, self.mask_token.shape[-1], codes.device)  # (L, H')
         visible = full(self.decoder_input(codes)) + position[places.visible]
@@ -315,6 +319,8 @@ def load_published(
             ConMH network with such heads.
     """
     state, name = read_published(source, name)
+    if "heads" in state:  # our name of what the arguments say
+        raise BadInput(f"{name}: not the weights of this network: heads is unknown")
     heads = torch.tensor([n_heads, decoder_heads], dtype=torch.float32)
     names = published_names(count_blocks(state, "encoder"), count_blocks(state, "decoder"))
     return build_network(_sized, {**state, "heads": heads}, {**names, "heads": "heads"}, name)
@@ -336,10 +342,8 @@ def from_state(state: Mapping[str, Tensor], name: str) -> ConMH:
 
 def count_blocks(state: Mapping, part: str) -> int:
     """How many blocks the names of a state dict, ours or published, have in the encoder or the decoder."""
-    keys = map(str, state or ())
-    return len(
-        {key.split(".")[2] for key in keys if key.startswith(f"{part}.blocks.") and key.count(".") > 2}
-    )
+    names = [str(key).split(".") for key in state] if isinstance(state, Mapping) else []
+    return len({name[2] for name in names if name[:2] == [part, "blocks"] and len(name) > 3})
 
 
 def _sized(weights: Mapping[str, Tensor]) -> ConMH:

@@ -365,6 +365,10 @@ class TestPublished:
         [
             ({"mask_token": None}, "mask_token is missing"),
             ({"ln.extra": torch.zeros(1)}, "ln.extra is unknown"),
+            (
+                {"heads": torch.tensor([6.0, 3.0])},
+                "state dict: not the weights of this network: heads is unknown",
+            ),
             ({"encoder.blocks.1.attn.k_bias": torch.zeros(48)}, "encoder.blocks.1.attn.k_bias is unknown"),
             ({"encoder.blocks.99999999.norm1.weight": torch.zeros(50)}, "99999999.norm1.weight is unknown"),
             ({"encoder.blocks.x.norm1.weight": torch.zeros(50)}, "encoder.blocks.x.norm1.weight is unknown"),
@@ -396,6 +400,11 @@ class TestPublished:
 
 
 class TestOurs:
+    @pytest.mark.parametrize("state", [None, 5, [1], torch.zeros(3)])
+    def test_no_state_dict(self, state):
+        with pytest.raises(BadInput, match="x.pth: expected weights by name, found"):
+            from_state(state, "x.pth")
+
     def test_a_state_dict_tells_its_heads(self, net):
         again = from_state(net.state_dict(), "x.pth")
         assert again.sizes == net.sizes
