@@ -15,15 +15,15 @@ from engine.launch import launch
 from pipeline import train_model
 
 # The stage to run: in the line above, instead of pipeline, also pretrain, train or test; bth.pipeline,
-# bth.pretrain, bth.prepare, bth.train or bth.test.
+# bth.pretrain, bth.prepare, bth.train or bth.test; conmh.pipeline, conmh.train or conmh.test.
 
 settings = dict(
     data_set_config="Json/demo.json",  # or Json/fcvid.json, Json/Anet.json, Json/yfcc.json, or yours
-    max_iter=None,  # epochs of the two training stages, e.g. [100, 300]
+    max_iter=None,  # epochs of the two training stages, e.g. [100, 300]; of ConMH's one, e.g. 800
     lr=None,
     batch_size=None,
     hidden_size=None,  # width H of the encoder
-    decoder_size=None,  # width H' of WSCH's decoder
+    decoder_size=None,  # width H' of the decoder of WSCH or ConMH
     hashcode_size=None,  # bits
     weight_path=None,  # checkpoint or folder that train or test starts from; None: the newest of this dataset
     result_log_dir="log",

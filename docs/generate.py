@@ -16,15 +16,8 @@ from formats.files import read_json
 from run import settings as form
 
 HERE = Path(__file__).parent
-SHIPPED = (
-    "fcvid",
-    "Anet",
-    "yfcc",
-    "yfcc-full",
-    "ucf",
-    "hmdb",
-    "demo",
-)  # in Json/, beside users' own
+# In Json/, where users' own files stand too.
+SHIPPED = ("fcvid", "Anet", "yfcc", "yfcc-full", "ucf", "hmdb", "demo")
 KINDS = {int: "whole number", float: "number", bool: "true or false"}
 INTRODUCTION = """# Settings
 
