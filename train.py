@@ -16,6 +16,7 @@ from engine.feed import count_training_videos, encode, masked, open_training_set
 from engine.loop import Pass, Stage, Step, run_stage
 from engine.ranks import Part
 from engine.runs import Run
+from engine.settings import contrastive_remark
 from formats.files import BadInput
 from metrics import sign
 from model import cluster_loss, contrastive_loss, reconstruction_loss
@@ -101,8 +102,8 @@ def train_model(settings: WSCHSettings, run: Run, pretrained: Path | None = None
     run.start(note, **environment(device), videos=len(store), weights=str(path))
     for difference in weights.differs:
         run.say(f"{path}: {difference}")
-    if cfg.b and len(store) % settings.batch_size == 1:
-        run.say("the last batch of a pass holds one video: its contrastive loss is 0, it has no negatives")
+    if remark := contrastive_remark(len(store), settings.batch_size, cfg.b):
+        run.say(remark)
     run_stage(run, Stage(net, optimizer, store, passes, settings.max_iter[1], lambda _: settings.lr))
     return run.end()
 

@@ -354,10 +354,8 @@ def _sized(weights: Mapping[str, Tensor]) -> ConMH:
     n_blocks, decoder_blocks = (count_blocks(weights, part) for part in ("encoder", "decoder"))
     net = ConMH(input_size, hidden_size, decoder_size, hashcode_size, n_blocks, n_heads, decoder_blocks,
                 decoder_heads)  # fmt: skip
-    for part, heads in (("encoder", n_heads), ("decoder", decoder_heads)):
+    for part, told in (("encoder", f"n_heads = {n_heads}"), ("decoder", f"decoder_heads = {decoder_heads}")):
         name = f"{part}.blocks.0.attention.qkv.weight"
         if (wanted := net.get_parameter(name).shape[0]) != (found := len(weights[name])):
-            raise ValueError(
-                f"{part} of {heads} heads: {wanted} rows of queries, keys and values, found {found}"
-            )
+            raise ValueError(f"{told} makes {wanted} rows of queries, keys and values, found {found}")
     return net

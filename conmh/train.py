@@ -11,7 +11,7 @@ from engine.feed import masked, open_training_set
 from engine.loop import Pass, Stage, run_stage
 from engine.ranks import Part
 from engine.runs import Run
-from engine.settings import step_decay
+from engine.settings import contrastive_remark, step_decay
 from layers import contrastive_loss
 
 
@@ -37,6 +37,8 @@ def train_model(settings: ConMHSettings, run: Run) -> Path:
         return {"reconstruction": out.loss, "contrastive": own.a * contrast}
 
     run.start(store.place, **environment(device), videos=len(store))
+    if remark := contrastive_remark(len(store), settings.batch_size, own.a):
+        run.say(remark)
     optimizer = torch.optim.Adam(net.parameters(), settings.lr, fused=True)
     passes = [Pass("views", masked(store, own.p), loss)]
     rate = step_decay(settings.lr, own.lr_decay, own.lr_decay_epochs, own.lr_min)

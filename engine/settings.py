@@ -84,6 +84,13 @@ def contrastive_problems(batch_size: int, name: str, weight: float) -> list[str]
     return [f"'batch_size' must be 2 or more unless '{name}' is 0, found {batch_size}: {reason}"]
 
 
+def contrastive_remark(n_videos: int, batch_size: int, weight: float) -> str:
+    """What to tell of a contrastive loss of this weight on so many training videos; empty: nothing."""
+    if not weight or n_videos % batch_size != 1:
+        return ""
+    return "the last batch of a pass holds one video: its contrastive loss is 0, it has no negatives"
+
+
 def step_decay(lr: float, factor: float, n_epochs: int, least: float) -> Callable[[int], float]:
     """``max(lr * factor^(epoch // n_epochs), least)``, the epoch counted from 0; never above ``lr``."""
     least = min(least, lr)  # Differs: a smaller lr than the published floor stays as it is
@@ -262,10 +269,15 @@ def fields(cls: type, prefix: str = "") -> dict[str, dataclasses.Field]:
 
 
 def suggestions(known: Mapping[str, dataclasses.Field]) -> dict[str, str]:
-    """The setting that a word stands for: its name, the last part of that, or a word that people try."""
+    """The setting that a word stands for: its name, the last part of that, or a word that people try.
+
+    Such a word may bear the name of the setting's group.
+    """
     found = {}
     for name, item in known.items():
-        found |= dict.fromkeys((*item.metadata["also"], name.rpartition(".")[2]), name)
+        group, dot, last = name.rpartition(".")
+        words = (*item.metadata["also"], last)
+        found |= dict.fromkeys((*words, *(group + dot + word for word in words)), name)
     return found | {name: name for name in known}
 
 

@@ -350,8 +350,8 @@ class TestPublished:
     @pytest.mark.parametrize(
         ("heads", "message"),
         [
-            ((5, 3), "encoder of 5 heads: 150 rows of queries, keys and values, found 144"),
-            ((6, 5), "decoder of 5 heads: 105 rows of queries, keys and values, found 108"),
+            ((5, 3), "n_heads = 5 makes 150 rows of queries, keys and values, found 144"),
+            ((6, 5), "decoder_heads = 5 makes 105 rows of queries, keys and values, found 108"),
             ((51, 3), "3 blocks of width 50 with 51 heads"),
             ((6, 0), "2 blocks of width 36 with 0 heads"),
         ],
@@ -416,7 +416,7 @@ class TestOurs:
         ("heads", "message"),
         [
             (None, "x.pth: not the weights of this network: heads is missing"),
-            ([5.0, 3.0], "encoder of 5 heads"),
+            ([5.0, 3.0], "n_heads = 5 makes"),
             ([1e30, 3.0], "3 blocks of width 50 with"),
             ([6.0], "not the weights of this network"),
             ([[6.0], [3.0]], "not the weights of this network"),

@@ -78,7 +78,7 @@ class TestPipeline:
         assert seen[0] != seen[1]
         status, _, err = start(*options, "--conmh.n_heads", 5)
         assert (status, err.count("\n")) == (2, 1)
-        assert "conmh_tiny.pth: not the weights of this network (encoder of 5 heads: 150 rows of" in err
+        assert "conmh_tiny.pth: not the weights of this network (n_heads = 5 makes 150 rows of" in err
 
 
 class TestTraining:

@@ -319,10 +319,12 @@ class TestContrast:
         assert start("--stage", "pretrain", "--batch_size", 1)[0] == 0
         assert start("--stage", "train", "--batch_size", 1, "--cfg.b", 0)[0] == 0
 
-    def test_a_last_batch_of_one_is_said(self, start):
+    @pytest.mark.parametrize(("stage", "weight"), [("train", "--cfg.b"), ("conmh.train", "--conmh.a")])
+    def test_a_last_batch_of_one_is_said(self, start, stage, weight):
         start("--stage", "pretrain")
-        out = start("--stage", "train", "--batch_size", 19)[1]
-        assert out.count("the last batch of a pass holds one video") == 1
+        for said, options in ((1, ()), (0, (weight, 0)), (0, ("--batch_size", 18))):
+            out = start("--stage", stage, "--batch_size", 19, *options)[1]
+            assert out.count("the last batch of a pass holds one video") == said
 
 
 def test_queries_without_anything_relevant_are_counted(start, dataset):

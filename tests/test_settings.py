@@ -83,6 +83,7 @@ class TestOptions:
             ("conmh.train", "--depth", "--conmh.n_blocks"),
             ("conmh.train", "--heads", "--conmh.n_heads"),
             ("conmh.train", "--mask_ratio", "--conmh.p"),
+            ("conmh.train", "--conmh.depth", "--conmh.n_blocks"),
             ("train", "--hashcode-size", "--hashcode_size"),
             ("train", "--resum", "--resume"),
             ("train", "--mode", "--stage"),
