@@ -17,9 +17,10 @@ from bench import direct, direct_bth, direct_conmh
 from bth.model import BTH, cluster_loss, mask_loss, neighborhood_loss
 from bth.pairs import draw_disturbance
 from bth.settings import Own
-from conmh.model import ConMH, reconstruction_loss, video_embedding
+from conmh.model import ConMH, reconstruction_loss
 from conmh.settings import Own as OwnConMH
 from data import draw_views, generator
+from layers import video_embedding
 from pretrain import Cfg
 
 PUBLISHED = (4096, 1024, 1024, 64, 800)  # D, H, H', bits, n_clusters

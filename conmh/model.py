@@ -94,7 +94,7 @@ class Encoder(nn.Module):
         self.head = Linear(hidden_size, hidden_size)
 
     def forward(self, frames: Tensor, position: Tensor) -> Tensor:
-        """Encode frames (B, V, D), their rows (B or 1, V, H) of the position table given, to (B, V, H)."""
+        """Encode frames (B, V, D), their positions (V, H) or (B, V, H) given, to (B, V, H)."""
         e = full(self.embed(frames)) + position
         for block in self.blocks:
             e = block(e)
@@ -234,9 +234,10 @@ class ConMH(nn.Module):
 
     def frame_codes(self, frames: Tensor, visible: Tensor | None = None) -> Tensor:
         """Codes (B or 2B, V, b) in {-1, +1} of frames (B, L, D): all, or those at the places (B or 2B, V)."""
-        position = position_encoding(frames.shape[1], self.encoder.embed.out_features, frames.device)[None]
+        n_frames, width = frames.shape[1], self.encoder.embed.out_features
+        position = position_encoding(n_frames, width, frames.device)  # (L, H)
         if visible is not None:
-            frames, position = take_frames(frames, visible), position[0][visible]
+            frames, position = take_frames(frames, visible), position[visible]  # (2B, V, D), (2B, V, H)
         with self.autocast(frames):
             return self.hash_layer(self.encoder(frames, position))
 
