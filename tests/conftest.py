@@ -15,8 +15,8 @@ from synthetic import ROOT, Dataset
 
 @pytest.hookimpl(optionalhook=True)  # pytest -o addopts= needs no xdist
 def pytest_xdist_auto_num_workers(config):
-    """Two processes for the whole suite; what the command line names runs in this one: it starts sooner."""
-    return 2 if config.args_source is config.ArgsSource.TESTPATHS else 0
+    """Three processes, some of which wait, for the whole suite; in this one, what the command line names."""
+    return 3 if config.args_source is config.ArgsSource.TESTPATHS else 0
 
 
 @pytest.fixture

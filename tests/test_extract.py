@@ -425,7 +425,7 @@ class TestRanks:
             job(videos=tmp_path / "late.csv", name="z2", backbone="barsbackbone:growing"),
         ]
         found = {}
-        for n in (1, 2, 3):
+        for n in (1, 3):
             (folder := tmp_path / str(n)).mkdir()
             (folder / "barsbackbone.py").write_text(BARS)
             monkeypatch.chdir(folder)
@@ -435,7 +435,6 @@ class TestRanks:
         said, files, _ = found[1]
         assert [line[-1] for line in said if line.startswith("status")] == ["0", "2", "0", "2", "2"]
         assert "bad.mp4,its decoder crashed" in files["skipped.csv"].decode()
-        assert found[2] == found[1]
         assert found[3] == found[1]
 
     @pytest.fixture
