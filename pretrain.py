@@ -17,20 +17,9 @@ from engine.feed import masked, open_training_set
 from engine.loop import Pass, Stage, run_stage
 from engine.ranks import Part
 from engine.runs import Run
-from engine.settings import (
-    SMALL,
-    SystemSettings,
-    contrastive_problems,
-    cuts,
-    mask_problems,
-    n_centers,
-    not_negative,
-    positive,
-    ratio,
-    setting,
-    size,
-)
+from engine.settings import SystemSettings, cuts, not_negative, positive, ratio, setting, size
 from engine.systems import System
+from engine.training import SMALL, contrastive_problems, mask_problems, n_centers
 from model import WSCH, reconstruction_loss
 
 

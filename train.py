@@ -16,7 +16,7 @@ from engine.feed import count_training_videos, encode, masked, open_training_set
 from engine.loop import Pass, Stage, Step, run_stage
 from engine.ranks import Part
 from engine.runs import Run
-from engine.settings import contrastive_remark
+from engine.training import contrastive_remark
 from formats.files import BadInput
 from metrics import sign
 from model import cluster_loss, contrastive_loss, reconstruction_loss

@@ -9,18 +9,9 @@ import torch
 from bth import model
 from bth.model import BTH
 from data import generator
-from engine.settings import (
-    SMALL,
-    SystemSettings,
-    cuts,
-    n_centers,
-    not_negative,
-    positive,
-    setting,
-    size,
-    step_decay,
-)
+from engine.settings import SystemSettings, cuts, not_negative, positive, setting, size
 from engine.systems import System
+from engine.training import SMALL, n_centers, step_decay
 
 
 @dataclass(frozen=True)

@@ -8,19 +8,9 @@ import torch
 from conmh import model
 from conmh.model import ConMH
 from data import generator
-from engine.settings import (
-    SMALL,
-    SystemSettings,
-    contrastive_problems,
-    cuts,
-    mask_problems,
-    not_negative,
-    positive,
-    ratio,
-    setting,
-    size,
-)
+from engine.settings import SystemSettings, cuts, not_negative, positive, ratio, setting, size
 from engine.systems import System
+from engine.training import SMALL, contrastive_problems, mask_problems
 
 
 @dataclass(frozen=True)

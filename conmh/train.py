@@ -11,7 +11,7 @@ from engine.feed import masked, open_training_set
 from engine.loop import Pass, Stage, run_stage
 from engine.ranks import Part
 from engine.runs import Run
-from engine.settings import contrastive_remark, step_decay
+from engine.training import contrastive_remark, step_decay
 from layers import contrastive_loss
 
 

@@ -285,11 +285,6 @@ class GradientSum:
         self.place = {each: place for place, bucket in enumerate(self.buckets) for each in bucket}
         self.begin()
 
-    @property
-    def n_bytes(self) -> int:
-        """That a step sums."""
-        return sum(parameter.nbytes for bucket in self.buckets for parameter in bucket)
-
     def begin(self) -> None:
         """Be ready for a backward pass."""
         self.missing = [len(bucket) for bucket in self.buckets]

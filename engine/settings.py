@@ -7,7 +7,6 @@ values of a run come from stands in ``engine/systems.py``.
 import dataclasses
 import functools
 import json
-import math
 import re
 import types
 import typing
@@ -15,7 +14,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field
 from typing import Any, ClassVar
 
-from data import n_hidden_frames
 from formats.dataset import PROTOCOLS, DatasetConfig
 from formats.files import unknown_keys
 
@@ -65,36 +63,6 @@ def cuts(value: tuple[int, ...]) -> bool:
 def not_negative(value: float) -> bool:
     """Zero or above."""
     return value >= 0
-
-
-def mask_problems(n_frames: int, name: str, mask_ratio: float) -> list[str]:
-    """What is wrong with a mask ratio for videos of so many frames."""
-    hidden = n_hidden_frames(n_frames, mask_ratio)
-    if 0 < hidden < n_frames:
-        return []
-    least = "at least one must be hidden and one visible"
-    return [f"'{name}' = {mask_ratio} hides {hidden} of {n_frames} frames: {least}"]
-
-
-def contrastive_problems(batch_size: int, name: str, weight: float) -> list[str]:
-    """What is wrong with a batch for a contrastive loss of this weight."""
-    if batch_size > 1 or not weight:
-        return []
-    reason = "a single video has no negatives for the contrastive loss"
-    return [f"'batch_size' must be 2 or more unless '{name}' is 0, found {batch_size}: {reason}"]
-
-
-def contrastive_remark(n_videos: int, batch_size: int, weight: float) -> str:
-    """What to tell of a contrastive loss of this weight on so many training videos; empty: nothing."""
-    if not weight or n_videos % batch_size != 1:
-        return ""
-    return "the last batch of a pass holds one video: its contrastive loss is 0, it has no negatives"
-
-
-def step_decay(lr: float, factor: float, n_epochs: int, least: float) -> Callable[[int], float]:
-    """``max(lr * factor^(epoch // n_epochs), least)``, the epoch counted from 0; never above ``lr``."""
-    least = min(least, lr)  # Differs: a smaller lr than the published floor stays as it is
-    return lambda epoch: max(lr * factor ** (epoch // n_epochs), least)
 
 
 def is_device(value: str) -> bool:
@@ -243,14 +211,6 @@ class SystemSettings(RankingSettings):
     def sized_for(cls, n_videos: int) -> dict[str, Any]:
         """What the block of a new dataset's JSON should state, of so many training videos."""
         return {}
-
-
-SMALL = 10_000  # training videos; below, published settings are too large for a set
-
-
-def n_centers(n_videos: int) -> int:
-    """Centers of a k-means of so many videos: 4 sqrt(N), at most 800 and N (published: 800 of 45,585)."""
-    return min(800, round(4 * math.sqrt(n_videos)), n_videos)
 
 
 # Settings that every system's block in a dataset JSON may hold, beside the system's own.
